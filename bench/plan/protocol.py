@@ -493,7 +493,8 @@ class SimilarityProtocol:
 
 AUTO = "auto"  # the dtype of the cell
 QUANTISED = ("q8_0", "q4_0")  # types that llama.cpp itself writes into a GGUF file
-TYPES = (AUTO, "float32", "bfloat16", "float16", *QUANTISED)
+COMPRESSED = ("w8a8", "w4a16")  # types that llmcompressor writes into a folder, for vLLM
+TYPES = (AUTO, "float32", "bfloat16", "float16", *QUANTISED, *COMPRESSED)
 LLAMA_CPP, VLLM = ("llama.cpp", "vllm")
 
 
@@ -510,6 +511,9 @@ class ServedProtocol:
     engine: Literal["llama.cpp", "vllm"] = option("llama.cpp", "what serves the models, by default {default}")
     engine_python: str = option("", "that has vllm, as in /opt/vllm/bin/python", "PATH")
     engine_args: str = option("", "for vllm, as in --engine-args=--enforce-eager", "WORDS")
+    llmcompressor_python: str = option(
+        "", "that has llmcompressor, for the types w8a8 and w4a16, as in /opt/quantise/bin/python", "PATH"
+    )
     types: tuple[str, ...] = option(
         (AUTO, "q8_0"), f"of weights, by default auto,q8_0: {', '.join(TYPES)}; auto is as in the cell", "LIST"
     )
@@ -540,8 +544,14 @@ class ServedProtocol:
         except ValueError as error:
             wrong_words = first_line_of(error).lower()
             raise UserError(f"--engine-args are words as in a shell; got {self.engine_args!r}: {wrong_words}") from None
-        if self.engine != LLAMA_CPP and (quantised := [kind for kind in self.types if kind in QUANTISED]):
-            raise UserError(f"{quantised[0]} is a type of llama.cpp's; {self.engine} is given {', '.join(TYPES[:4])}")
+        foreign, owner = (COMPRESSED, VLLM) if self.engine == LLAMA_CPP else (QUANTISED, LLAMA_CPP)
+        if wrong := [kind for kind in self.types if kind in foreign]:
+            right = ", ".join(kind for kind in TYPES if kind not in foreign)
+            raise UserError(f"{wrong[0]} is a type of {owner}'s; {self.engine} is given {right}")
+        compressed = [kind for kind in self.types if kind in COMPRESSED]
+        if compressed and not self.llmcompressor_python:
+            words = "is written by llmcompressor, which runs in a Python of its own"
+            raise UserError(f"{compressed[0]} {words}: --llmcompressor-python PATH/bin/python")
 
 
 def ranges_of_window(length: int) -> list[tuple[int, int]]:

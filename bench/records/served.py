@@ -46,7 +46,7 @@ SERVED_SCHEMA = 2
 FILE = "served.jsonl"
 LOCK = ".served.lock"  # held while the file is read and written again; it stays, as the lock of bench.runs.store does
 SERVED_STATUSES = ("ok", "unsupported", *FAILED)
-OF_NO_FIGURE = ("silence", "engine_python")  # fields of a protocol that change no value
+OF_NO_FIGURE = ("silence", "engine_python", "llmcompressor_python")  # fields of a protocol that change no value
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,7 @@ class EngineProtocol:
     engine: Name = declare_field("llama.cpp or vllm")
     engine_python: str | None = declare_optional_field("interpreter that has vllm")
     engine_args: str | None = declare_optional_field("words for those")
+    llmcompressor_python: str | None = declare_optional_field("interpreter that has llmcompressor")
     prefill: tuple[Tokens, ...] | None = declare_optional_field("prompt lengths that are timed")
     decode: tuple[Tokens, ...] | None = declare_optional_field("depths of context behind which tokens are generated")
     batches: tuple[Positive, ...] | None = declare_optional_field("sequences at once")
@@ -290,6 +291,7 @@ class ServedFound:
 
     format: str | None = declare_optional_field("gguf or hf", "bench.export.write")
     bytes: Bytes | None = declare_optional_field("of the weights' files, with the vocabulary where it is in them")
+    quantiser: str | None = declare_optional_field("what wrote w8a8 or w4a16, with its version")
     checks: tuple[tuple[Any, ...], ...] | None = declare_optional_field(
         "[name, passed, found] of the engine's answers against this suite's"
     )
@@ -312,7 +314,7 @@ class ServedLayout:
 
     number: Annotated[int, OneOf((SERVED_SCHEMA,))] = declare_field("number of this layout", alias="schema")
     key: Name = declare_field("of the cell whose model it is")
-    type: Name = declare_field("of its matrices in the file: float32, bfloat16, float16, q8_0 or q4_0")
+    type: Name = declare_field("of its matrices in the file: float32, bfloat16, float16, q8_0, q4_0, w8a8 or w4a16")
     base: Name = declare_field("type of the dense model that it was timed beside")
     protocol: EngineProtocol = declare_field("how the engine was asked")
     model: ModelServed = declare_field("which it is")

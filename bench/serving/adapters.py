@@ -29,12 +29,12 @@ from bench.data.texts import EvaluationText
 from bench.evaluation.scoring import nll_of_windows
 from bench.export import engine_check, gguf_file
 from bench.export.formats import GGUF, HF
-from bench.inference import llama_cpp, server, vllm_process
+from bench.inference import llama_cpp, llm_compressor, server, vllm_process
 from bench.inference.engine_process import EngineFailed
 from bench.inference.server import ServerProcess
 from bench.inference.vllm_process import EXACT, VllmProcess
 from bench.plan.kinds import to_plain
-from bench.plan.protocol import LLAMA_CPP, QUANTISED, VLLM, ServedProtocol
+from bench.plan.protocol import COMPRESSED, LLAMA_CPP, QUANTISED, VLLM, ServedProtocol
 from bench.records.speed_results import PointTiming
 from bench.runs.reproduce import PrunedModel
 from bench.speed import timing
@@ -149,7 +149,9 @@ def _words_of_point(point: dict[str, Any]) -> str:
 
 
 ROUNDED = 0.02  # nats by which the mean of all tokens may differ in other types than float32, which kernels round
+COARSE = 1.0  # nats by which the mean may differ in weights of fewer bits: a folder read wrongly is further off
 AS_EXACT = 3  # times as far from float64 as this suite's float32 an engine may be, for models that float32 fails
+WHOLE_BESIDE_COMPRESSED = torch.bfloat16  # of states, embeddings and all else that llmcompressor leaves as it is
 ON_A_GPU = {"gpu_memory_utilization": 0.45}  # of the dense and of the pruned model, which lie there side by side
 
 
@@ -163,7 +165,7 @@ class ByVllm:
         options = vllm_process.parse_options(shlex.split(protocol.engine_args))
         python, silence = protocol.engine_python, protocol.silence
         self.process = VllmProcess(python, options, threads=threads, silence=silence)
-        self.version = ""
+        self.version, self._quantiser = "", ""
         self._device: dict[str, Any] = {}
         self._ours: tuple[Callable[[], PrunedModel | None], torch.Tensor] = (lambda: None), torch.empty(0)
 
@@ -176,6 +178,13 @@ class ByVllm:
         except EngineFailed as error:
             raise UserError(f"{protocol.engine_python} has no {self.name}: {error}") from None
         self.version, self._device = answer["version"], answer["device"]
+        if set(protocol.types) & set(COMPRESSED):
+            python = protocol.llmcompressor_python
+            try:
+                version = llm_compressor.read_version(python, silence=protocol.silence)
+            except EngineFailed as error:
+                raise UserError(f"{python} has no {llm_compressor.NAME}: {error}") from None
+            self._quantiser = f"{llm_compressor.NAME} {version}"
 
     def end(self) -> None:
         """End the process."""
@@ -186,18 +195,42 @@ class ByVllm:
         return self._device
 
     def export(self, model: PrunedModel, path: Path, kind: str, name: str) -> ExportedModel:
-        """Write a model as a folder. Raises UserError where it needs this suite's plugin, and vLLM cannot have it."""
+        """Write a model as a folder.
+
+        Raises UserError where it needs this suite's plugin, and vLLM or llmcompressor cannot have it, and NotServed
+        where llmcompressor fails.
+        """
+        if kind in COMPRESSED:
+            return self._export_quantised(model, path, kind)
         dtype, own = getattr(torch, kind), model.model.embed.weight.dtype
         manifest = save_load.save(model.model, path, tokenizer=model.tokenizer, facts=model.facts, dtype=dtype)
         if manifest["loads_with"] != "transformers" and (trouble := self._trouble_of_plugin()):
             shutil.rmtree(path)
             raise UserError(f"{manifest['reason']}, and this vLLM takes no such folders: {trouble}")
-        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        size = _bytes_of_weights(path)
         sizes = itertools.product(self.protocol.batches, self.protocol.decode)
         bytes_by_point = dict[TimedPoint, int]()
         for point in [TimedPoint("decode", batch, tokens) for batch, tokens in sizes]:
             bytes_by_point[point] = bytes_of_step(model.model, point) * dtype.itemsize // own.itemsize
         return ExportedModel(path, HF, kind, size, bytes_by_point.__getitem__)
+
+    def _export_quantised(self, model: PrunedModel, path: Path, kind: str) -> ExportedModel:
+        """Write a model as a folder whose linear layers llmcompressor has quantised. Raises UserError and NotServed."""
+        whole = path.with_name(f"{path.name}-whole")
+        try:
+            manifest = save_load.save(
+                model.model, whole, tokenizer=model.tokenizer, facts=model.facts, dtype=WHOLE_BESIDE_COMPRESSED
+            )
+            if manifest["loads_with"] != "transformers":
+                raise UserError(f"{manifest['reason']}, and {llm_compressor.NAME} takes no such folders")
+            python, silence = self.protocol.llmcompressor_python, self.protocol.silence
+            llm_compressor.quantise(python, whole, path, kind, silence=silence)
+        except EngineFailed as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise NotServed(error.status, str(error)) from None
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+        return ExportedModel(path, HF, kind, _bytes_of_weights(path))
 
     def _trouble_of_plugin(self) -> str:
         """Return why vLLM cannot be given pruned models of every shape; empty where it can. Raises NotServed."""
@@ -218,18 +251,19 @@ class ByVllm:
         if exported.type == "float32" and model.model.embed.weight.dtype == torch.float32:
             check = compare_tokens(ours, theirs, lambda: _nats_in_float64(model, text))
         else:
-            check = compare_means(ours, theirs)
+            check = compare_means(ours, theirs, COARSE if exported.type in COMPRESSED else ROUNDED)
+        quantiser = {"quantiser": self._quantiser} if exported.type in COMPRESSED else {}
         checks = [[f"{self.name} tokens", check.passed, check.outcome]]
         if not check.passed:
             raise NotServed("error", f"{self.name} tokens: {check.outcome}", {"checks": checks})
-        return {"checks": checks, "perplexity": perplexity_of_windows(theirs.sum(1).tolist(), text)}
+        return quantiser | {"checks": checks, "perplexity": perplexity_of_windows(theirs.sum(1).tolist(), text)}
 
     def _load(self, name: str, exported: ExportedModel) -> None:
         """Have a model held with room for what is asked of it. Raises EngineFailed."""
         protocol = self.protocol
         longest = max(protocol.window, *protocol.prefill, *(tokens + protocol.steps for tokens in protocol.decode))
         on_device = ON_A_GPU if self._device["device"] == "cuda" else {}
-        self.process.load(name, exported.path, dtype=exported.type, max_model_len=longest + 1, **on_device)
+        self.process.load(name, exported.path, dtype=_dtype_of_states(exported), max_model_len=longest + 1, **on_device)
 
     def _nats(self, model: PrunedModel, text: EvaluationText) -> torch.Tensor:
         """Return this program's nats of each token but the first, once for all types. The GPU is then left to vLLM."""
@@ -245,7 +279,7 @@ class ByVllm:
         """Return the server of a folder, not yet started. The process ends, since the server needs its room."""
         self.process.end()
         given = shlex.split(self.protocol.engine_args)
-        words = ["--dtype", exported.type, "--max-model-len", str(context), "--no-enable-prefix-caching"]
+        words = ["--dtype", _dtype_of_states(exported), "--max-model-len", str(context), "--no-enable-prefix-caching"]
         if self._device["device"] == "cuda":
             words += [f"--{name.replace('_', '-')}={value}" for name, value in ON_A_GPU.items()]
         environment = vllm_process.environment_of_vllm(self.threads, self.process.options)
@@ -306,11 +340,20 @@ def compare_tokens(ours: torch.Tensor, theirs: torch.Tensor, in_float64: Callabl
     )
 
 
-def compare_means(ours: torch.Tensor, theirs: torch.Tensor) -> Check:
+def compare_means(ours: torch.Tensor, theirs: torch.Tensor, allowed: float = ROUNDED) -> Check:
     """Return whether nats (M, W - 1) agree in the mean, as is asked of types that are rounded more than float32."""
     off, apart = (theirs - ours).abs(), float((theirs.mean() - ours.mean()).abs())
     words = f"means differ by {apart:.1e} nats, tokens by {off.max():.1e} at most, of {off.numel():,}"
-    return Check("tokens", apart <= ROUNDED, words)
+    return Check("tokens", apart <= allowed, words)
+
+
+def _dtype_of_states(exported: ExportedModel) -> str:
+    """Return the dtype that vLLM computes a folder in."""
+    return str(WHOLE_BESIDE_COMPRESSED).partition(".")[2] if exported.type in COMPRESSED else exported.type
+
+
+def _bytes_of_weights(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def _nats_of_tokens(model: Any, text: EvaluationText) -> torch.Tensor:

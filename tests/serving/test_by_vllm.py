@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny
 from emulated import EmulatedGpus
+from transformers import AutoModelForCausalLM
 from uneven_models import bpe, uneven
 
 from bench.data.texts import EvaluationText
@@ -27,6 +30,7 @@ from methods.checkpoint import save_load
 from methods.errors import UserError
 from methods.model.decoder import Decoder
 
+STUB = Path(__file__).parents[1] / "stub"
 IDS = torch.randint(3, 128, (4, 16), generator=torch.Generator().manual_seed(0))
 
 
@@ -137,6 +141,60 @@ def test_a_shape_that_needs_the_plugin_is_refused_where_vllm_cannot_have_it(tmp_
     assert list(tmp_path.iterdir()) == []
     whole = PrunedModel(Decoder(tiny("llama", vocab_size=260)), bpe(), {}, None)
     engine.export(whole, tmp_path / "whole", "float32", "model")  # a stock folder needs none
+
+
+@pytest.fixture
+def compressing(monkeypatch):
+    """An engine of types with fewer bits, with the stub of llmcompressor."""
+    monkeypatch.setenv("PYTHONPATH", str(STUB))
+    answers = {"describe": lambda: {"version": "0", "device": {"device": "cpu"}}, "drop": dict}
+    engine = served_by(Process(**answers), types=("bfloat16", "w8a8"), llmcompressor_python=sys.executable)
+    engine.require(engine.protocol)
+    return engine
+
+
+def test_the_linear_layers_of_a_folder_have_as_few_numbers_as_their_type(compressing, tmp_path):
+    whole = PrunedModel(Decoder(tiny("llama", vocab_size=260)), bpe(), {}, None)
+    folder = compressing.export(whole, tmp_path / "model", "w8a8", "model")
+    assert list(tmp_path.iterdir()) == [folder.path]  # the folder before is removed
+    assert folder.bytes == sum(file.stat().st_size for file in folder.path.glob("*.safetensors"))
+    mine, its = whole.model.model.state_dict(), AutoModelForCausalLM.from_pretrained(folder.path).state_dict()
+    for name, weight in its.items():
+        if "_proj" in name:
+            off = (weight.float() - mine[name]).abs().amax(-1) / mine[name].abs().amax(-1)  # of each output channel
+            assert 0 < off.max() <= 0.5 / 127 + 2**-7  # of the step of 8 bits, and of bfloat16
+            assert len(weight[0].unique()) < len(mine[name][0].unique()) or weight.shape[1] < 128
+        elif "embed" in name:
+            assert torch.equal(weight, mine[name].bfloat16())
+
+
+def test_weights_of_fewer_bits_are_computed_in_bfloat16_and_may_be_further_off(compressing, tmp_path):
+    model = PrunedModel(Decoder(tiny("llama")), None, {}, None)
+    process = compressing.process
+    for shift, passes in ((0.5, True), (1.5, False)):
+        process.answers["score"] = lambda shift=shift, **_: {"logs": logs(shift)}
+        if passes:
+            measured = compressing.quality(exported(tmp_path, "w8a8"), model, text())
+            assert measured["quantiser"] == "llmcompressor 0.stub"
+            assert process.loaded["pruned"]["dtype"] == "bfloat16"
+        else:
+            with pytest.raises(NotServed, match="means differ by"):
+                compressing.quality(exported(tmp_path, "w8a8"), model, text())
+        with pytest.raises(NotServed, match="means differ by"):
+            compressing.quality(exported(tmp_path, "bfloat16"), model, text())
+
+
+def test_what_llmcompressor_cannot_have_or_do_is_an_outcome_of_its_row(compressing, tmp_path, monkeypatch):
+    uneven_model = PrunedModel(uneven("llama", heads=()), bpe(), {}, None)
+    with pytest.raises(UserError, match=r"from layer to layer.* llmcompressor takes no such folders"):
+        compressing.export(uneven_model, tmp_path / "model", "w4a16", "model")
+    whole = PrunedModel(Decoder(tiny("llama", vocab_size=260)), bpe(), {}, None)
+    monkeypatch.setenv("STUB_COMPRESSOR_FAILS", "ValueError: 24 columns are no whole groups")
+    with pytest.raises(NotServed, match="llmcompressor ended: ValueError: 24 columns are no whole groups"):
+        compressing.export(whole, tmp_path / "model", "w4a16", "model")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"has no llmcompressor: .*24 columns"):
+        compressing.require(compressing.protocol)
 
 
 def test_a_pass_of_decode_is_its_steps_and_one_of_a_prompt_a_call():

@@ -406,6 +406,9 @@ def test_mistakes_are_one_line(fresh, capsys, monkeypatch, tmp_path):
     nobody = ["--engine", "vllm", "--types", "auto", "--engine-python", tmp_path / "none"]
     assert "has no vllm" in refused(capsys, run, *nobody)
     assert "q8_0 is a type of llama.cpp's" in refused(capsys, run, "--engine", "vllm", "--engine-python", "python")
+    assert "w8a8 is a type of vllm's" in refused(capsys, run, "--types", "w8a8")
+    words = ["--engine", "vllm", "--types", "auto,w4a16", "--engine-python", "python"]
+    assert "w4a16 is written by llmcompressor, which runs in a Python of its own" in refused(capsys, run, *words)
     short = ["--engine", "vllm", "--types", "auto", "--engine-args=-tp 2"]
     assert "--engine-args: '-tp' belongs to no flag" in refused(capsys, run, *short)
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)

@@ -1,0 +1,3 @@
+"""Keeps a recipe."""
+
+from types import SimpleNamespace as QuantizationModifier  # noqa: F401
