@@ -12,7 +12,6 @@ import pytest
 import torch
 from conftest import EVERY_FAMILY, FAMILIES, LAYERS, OWN_CODE, tiny
 from tiny_methods import (
-    CELLS,
     EXPERTS,
     HYBRID_CELLS,
     KINDS,
@@ -57,7 +56,7 @@ def test_ratio_zero_changes_nothing(method, family, ids):
     assert model.whole_config.to_dict() == dense.config.to_dict()
 
 
-@pytest.mark.parametrize(("method", "family"), CELLS)
+@pytest.mark.parametrize(("method", "family"), SHAPED)
 def test_a_model_without_two_layers_parameters_keeps_every_promise(
     method, family, *, ids, tmp_path, subtests, pytestconfig
 ):

@@ -171,7 +171,7 @@ def test_what_is_known_is_not_searched_again(method):
             assert found["losses"][0] is None
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", pytest.param("gemma3_text", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("method", METHODS)
 def test_padding_and_micro_batches_change_no_decision(method, family):
     plain = pruned(method, family, ratio_for(method))

@@ -34,7 +34,20 @@ MENDED = [
 # transposed matrices and tied tables; norms behind blocks; parallel blocks with biases
 OTHERS = {"gpt2": ["slicegpt", "flap", "shortgpt+replaceme"], "gemma2": ["laco-ls", "shortgpt+replaceme"]}
 OTHERS |= {"mixtral": ["reap", "expert-random", "shortgpt"], "phi": ["slicegpt", "llm-pruner", "flap+refit"]}
-CASES = [("llama", name) for name in [*EVERY, *MENDED]]
+# Those that walk through the layers as another one does, at night.
+AS_ANOTHER = (
+    "angular",
+    "magnitude",
+    "llm-streamline",
+    "drop-tail",
+    "drop-random",
+    "wanda-sp",
+    "finercut",
+    "shortened-llama",
+)
+CASES = [
+    pytest.param("llama", name, marks=[pytest.mark.nightly] if name in AS_ANOTHER else []) for name in [*EVERY, *MENDED]
+]
 CASES += [(family, name) for family, names in OTHERS.items() for name in names]
 
 
