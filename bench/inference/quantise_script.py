@@ -29,8 +29,10 @@ def quantise(folder: str, to: str, scheme: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+    head = model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if module is head]
     groups = {"linear": SCHEMES[scheme] | {"targets": ["Linear"]}}
-    oneshot(model=model, recipe=QuantizationModifier(config_groups=groups, ignore=["lm_head"]))
+    oneshot(model=model, recipe=QuantizationModifier(config_groups=groups, ignore=names))
     model.save_pretrained(to, save_compressed=True)
     AutoTokenizer.from_pretrained(folder).save_pretrained(to)
 

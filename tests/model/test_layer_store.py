@@ -35,16 +35,7 @@ MENDED = [
 OTHERS = {"gpt2": ["slicegpt", "flap", "shortgpt+replaceme"], "gemma2": ["laco-ls", "shortgpt+replaceme"]}
 OTHERS |= {"mixtral": ["reap", "expert-random", "shortgpt"], "phi": ["slicegpt", "llm-pruner", "flap+refit"]}
 # Those that walk through the layers as another one does, at night.
-AS_ANOTHER = (
-    "angular",
-    "magnitude",
-    "llm-streamline",
-    "drop-tail",
-    "drop-random",
-    "wanda-sp",
-    "finercut",
-    "shortened-llama",
-)
+AS_ANOTHER = ("angular", "magnitude", "wanda-sp", "finercut", "shortened-llama")
 CASES = [
     pytest.param("llama", name, marks=[pytest.mark.nightly] if name in AS_ANOTHER else []) for name in [*EVERY, *MENDED]
 ]
