@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -330,6 +331,14 @@ def test_predictions_that_the_disk_cannot_hold_are_refused_before_any_work(base,
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "--heal-top 8 takes" in line
     assert "are free" in line
+
+
+def test_a_text_too_short_for_the_tokens_is_refused_before_any_work(base, text_file, tmp_path, capsys):
+    recipe = ("--heal", "lora", "--heal-tokens", "100000", "--heal-length", "16", "--heal-text", str(text_file))
+    assert main([*base, "--methods", "drop-tail", "--ratio", "0.3", *recipe]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.search(r"words.txt .* [\d,]+ .*tokens", line)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_that_fills_up_says_so(tmp_path, monkeypatch):
