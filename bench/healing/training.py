@@ -22,6 +22,10 @@ sequences follows from the seed and the step. Training that goes on from a check
 never interrupted: to the last bit on a CPU. On a GPU attention's backward pass adds in no fixed order, and both are
 equal up to rounding.
 
+Processes. Several of them train one model (bench.healing.processes): each has a part of every weight and moment, and of
+the sequences of a step. Their checkpoint has whole tensors, as that of one process, which ends with it what they began.
+They add in another order than one process does, so that both are equal up to rounding.
+
 Letters: N = training sequences, H = held-out sequences, B = sequences of a step, T = tokens of a sequence,
 V = vocabulary.
 """
@@ -107,8 +111,14 @@ def heal(
     """
     dtype = model.embed.weight.dtype
     refuse_recipe(recipe, dtype, dense)
+    if recipe.processes > 1:
+        from bench.healing.processes import train_in_processes
+
+        if folder is None:
+            raise UserError("healing in several processes needs a folder for what they come to")
+        train_in_processes(model, text, recipe, dense, folder)  # what follows goes on from their last checkpoint
     with make_trainable(model, recipe) as weights:
-        training = _Training(model, text, recipe, dense, weights)
+        training = Training(model, text, recipe, dense, weights)
         training.scorers = scorers
         training.half = recipe.kind != "lora" and dtype == torch.bfloat16
         if folder is not None:
@@ -119,8 +129,8 @@ def heal(
     return [value_from_plain(LearningPoint, point) for point in training.curve]
 
 
-class _Training:
-    """Runs the training loop. `weights` are the parameters that are trained, by name."""
+class Training:
+    """Runs the training loop, alone or as one of several processes. `weights` are the trained parameters, by name."""
 
     def __init__(
         self,
@@ -134,6 +144,7 @@ class _Training:
         self.device = model.embed.weight.device
         self.measured_at = set(map(recipe.step_at, recipe.at))  # steps
         self.scorers: Scorers = {}
+        self.rank, self.processes = 0, 1  # of those that train together
         self.half = False  # the weights are float32 while they are trained, and products are bfloat16
         # one tensor after the other, also on a GPU: lists would take 4 bytes more for each number that is trained
         self.optimiser = torch.optim.AdamW(weights.values(), lr=recipe.rate(0), weight_decay=0.0, foreach=False)
@@ -141,9 +152,9 @@ class _Training:
         self.losses = [0.0, 0]  # nats and tokens since the last point
         self.curve: list[dict[str, Any]] = []  # as a checkpoint holds it
 
-    def run(self, file: Path | None) -> None:
+    def run(self, file: Path | None, identity: str = "") -> None:
         """Train to the last step, from the checkpoint `file` where it exists; one is written at each point."""
-        identity = self._identity()
+        identity = identity or self.compute_identity()
         if file is not None and file.exists():
             self._resume(file, identity)
         recipe = self.recipe
@@ -173,24 +184,36 @@ class _Training:
         for group in self.optimiser.param_groups:
             group["lr"] = self.recipe.rate(self.step)
         rows = self.recipe.order(self.step)
-        ids = self.text.train[rows].to(self.device)
-        targets = ids[:, 1:].numel()
+        own, length = rows[self.rank :: self.processes], self.text.train.shape[1]
+        targets = len(rows) * (length - 1)
         total, most = 0.0, LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
-        size = max(1, most // (self.model.embed.num_embeddings * ids.shape[1]))
-        for start in range(0, len(rows), size):
-            loss = self._loss(ids[start : start + size], rows[start : start + size])
-            torch.autograd.backward(loss / targets)
+        size = max(1, most // (self.model.embed.num_embeddings * length))
+        for start in range(0, math.ceil(len(rows) / self.processes), size):
+            piece = own[start : start + size]
+            # each process has to take part in each forward of the others, with nothing if it has no sequence more
+            loss = self._loss(piece) if piece else 0.0 * self._loss(rows[:1])
+            torch.autograd.backward(loss * self.processes / targets)  # of which the mean over processes is taken
             total += float(loss.detach())
+        total = self._sum(total)
         if not math.isfinite(total):
             raise FloatingPointError(f"the loss of healing is no finite number at step {self.step}")
         nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.step, self.tokens = self.step + 1, self.tokens + ids.numel()
+        self.step, self.tokens = self.step + 1, self.tokens + len(rows) * length
         self.losses = [self.losses[0] + total, self.losses[1] + targets]
 
-    def _loss(self, ids: Tensor, rows: list[int]) -> Tensor:
-        """Return the loss of the sequences `rows`, summed over all tokens but each one's first: (B, T) -> ()."""
+    def _sum(self, value: float) -> float:
+        """Return the sum of a value over all processes."""
+        if self.processes == 1:
+            return value
+        values = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(values)
+        return float(values)
+
+    def _loss(self, rows: list[int]) -> Tensor:
+        """Return the loss of the sequences `rows`, summed over all tokens but each one's first, ()."""
+        ids = self.text.train[rows].to(self.device)
         with collect_states(self.model, self.recipe, reads_head=self.recipe.hidden > 0) as take:
             logits = self._logits(ids)
             states = take()
@@ -234,7 +257,7 @@ class _Training:
         self.curve.append(point | self.held_out())
         self.losses = [0.0, 0]
 
-    def _identity(self) -> str:
+    def compute_identity(self) -> str:
         """Return the sha256 that a checkpoint must have: of recipe, text and a part of each tensor before training."""
         digest = hashlib.sha256(json.dumps([asdict(self.recipe), self.text.sha256]).encode())
         for name, parameter in self.model.model.named_parameters():
@@ -246,9 +269,11 @@ class _Training:
         """Write the checkpoint, whole or not at all."""
         tensors = {}
         for name, weight in self.weights.items():
-            tensors[f"weight {name}"] = weight.detach().contiguous()
+            tensors[f"weight {name}"] = join_parts(weight.detach()).contiguous()
             for moment, value in self.optimiser.state[weight].items():
-                tensors[f"{moment} {name}"] = value.contiguous()
+                tensors[f"{moment} {name}"] = join_parts(value).contiguous()
+        if self.rank:
+            return
         so_far = {name: getattr(self, name) for name in PROGRESS}
         temporary = file.with_name(f".{file.name}")
         save_file(tensors, temporary, {"identity": identity, "progress": json.dumps(so_far)})
@@ -264,13 +289,28 @@ class _Training:
                 if facts["identity"] != identity:
                     raise UserError(f"{file} is of another training; remove it, or heal into another folder")
                 for name, weight in self.weights.items():
-                    weight.copy_(stored.get_tensor(f"weight {name}"))
+                    weight.copy_(divide_like(weight, stored.get_tensor(f"weight {name}")))
                     self.optimiser.state[weight] = {
-                        moment: stored.get_tensor(f"{moment} {name}").to("cpu" if moment == "step" else weight.device)
-                        for moment in ("step", "exp_avg", "exp_avg_sq")
-                    }
+                        moment: divide_like(weight, stored.get_tensor(f"{moment} {name}").to(weight.device))
+                        for moment in ("exp_avg", "exp_avg_sq")
+                    } | {"step": stored.get_tensor(f"step {name}").cpu()}
         except (SafetensorError, KeyError, TypeError) as error:
             raise UserError(f"{file} is no checkpoint of healing: {error}") from error
         so_far = json.loads(facts["progress"])
         for name in PROGRESS:
             setattr(self, name, so_far[name])
+
+
+def join_parts(values: Tensor) -> Tensor:
+    """Return the whole tensor of which each process has a part; one that is whole as it is."""
+    whole: Tensor = values.full_tensor() if hasattr(values, "full_tensor") else values
+    return whole
+
+
+def divide_like(weight: Tensor, values: Tensor) -> Tensor:
+    """Return values as a weight lies on processes: of a divided one the part of this process, else all of them."""
+    if not hasattr(weight, "full_tensor"):
+        return values
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(values, weight.device_mesh, weight.placements)  # type: ignore[attr-defined]

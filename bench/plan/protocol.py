@@ -127,6 +127,9 @@ class Recipe:
     answers: Annotated[
         bool, Meaning("whether the bits of the tasks' right answers are measured at these tokens too", later=True)
     ] = heal_option(False, "at --heal-at the bits of the tasks' right answers too")
+    processes: Annotated[
+        Positive, Meaning("that train together, each with a part of weights and sequences", later=True)
+    ] = heal_option(1, "that train together, each a part of the weights (FSDP); a GPU for each", "K", least=1)
     points: Annotated[Positive, Meaning("of the learning curve, besides the one before training")] = 10
     seed: Annotated[Whole, Meaning("of the draw of text, of its order, and of the adapters")] = 0
 
@@ -143,6 +146,12 @@ class Recipe:
             raise UserError(f"--heal-at {max(self.at)} is beyond the {self.tokens} tokens of --heal-tokens")
         if self.answers and not self.at:
             raise UserError("--heal-answers is measured after the tokens of --heal-at, and there are none; give some")
+        if self.processes > 1 and self.at:
+            raise UserError("--heal-at measures in the one process of a cell; leave it out, or --heal-processes")
+        if self.processes > self.batch:
+            raise UserError(
+                f"--heal-processes {self.processes} share the sequences of a step, and --heal-batch has {self.batch}"
+            )
         if self.tokens < self.passes * self.length:
             raise UserError(
                 f"healing needs a sequence of {self.length} tokens in each pass, {self.passes * self.length} in all; "

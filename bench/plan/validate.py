@@ -142,7 +142,7 @@ def cells_of_spec(spec: RunSpec, *, is_here: bool = True) -> list[Cell]:
     for model in spec.models:
         target = prepare_target(spec, model, read, is_here=is_here)
         if spec.healing:
-            _check_healing(spec.healing, [protocol for protocol, _ in protocols], target)
+            _check_healing(spec.healing, [protocol for protocol, _ in protocols], target, spec.gpus_per_cell)
             _check_teacher(spec.healing, model, target, trust=spec.trust_remote_code)
             _check_room(spec.healing, is_here=is_here)
         if first.save_dtype or stages:  # which go on from a model that the run has kept
@@ -253,11 +253,11 @@ def _check_search_minutes(spec: RunSpec, choices: Iterable[MethodChoice]) -> Non
         raise UserError(f"--search-minutes ends a search, and --methods names none; {' and '.join(having)} are such")
 
 
-def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target) -> None:
-    """Refuse a recipe that this model or this machine cannot follow.
+def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target, gpus: int) -> None:
+    """Refuse a recipe that this model or this machine cannot follow, of a cell that has so many GPUs.
 
-    It is a text that is measured on, a dtype that cannot be trained in, sequences longer than the model's, and more
-    likely tokens than there are.
+    It is a text that is measured on, a dtype that cannot be trained in, sequences longer than the model's, more likely
+    tokens than there are, and more processes than GPUs.
     """
     refuse_recipe(recipe, target.dtype, dense=True)  # which is loaded where the loss needs it
     for protocol in protocols:
@@ -271,6 +271,11 @@ def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target
                     f"--heal-text {recipe.text} would be trained on and measured on, since --texts takes all of it; "
                     "with --calibration of the same text every second document is for each"
                 )
+    if target.device.type == "cuda" and recipe.processes > gpus:
+        raise UserError(
+            f"--heal-processes {recipe.processes} needs a GPU for each, and a cell has {gpus}; "
+            f"give --gpus-per-cell {recipe.processes}"
+        )
     if recipe.length > (most := getattr(target.decoder.config, "max_position_embeddings", recipe.length)):
         raise UserError(f"--heal-length {recipe.length} is more than the {most} tokens that the model takes")
     if recipe.top >= (size := target.decoder.embed.num_embeddings):

@@ -259,7 +259,8 @@ class Footprint:
         inside = layers * b * D + layer if recipe.recompute else layers * layer
         passed = tokens * (inside + shape.vocabulary * logits)
         dense = tokens * shape.vocabulary * 3 * FLOAT32 if recipe.loss == "kl" else 0
-        return round(trained + passed + dense + self._kept_head(cell))
+        copies = 0 if recipe.processes == 1 else recipe.processes * (self.process + pruned_weights + passed + dense)
+        return round(trained + passed + dense + self._kept_head(cell) + copies)
 
     def _teaching(self, cell: Cell) -> int:
         """Return the bytes of a teacher, in memory before the model is, and of its forward; 0 without one."""

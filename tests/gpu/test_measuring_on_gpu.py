@@ -94,7 +94,7 @@ def test_checks(place, dtype, tmp_path):
 @pytest.mark.parametrize("how", TRAININGS, ids=str)
 def test_healing(how, place, tmp_path, monkeypatch):
     """Interrupted halfway, it goes on from its checkpoint to the same model."""
-    train = training._Training._train
+    train = training.Training._train
 
     def killed(self):
         if self.step == 1:
@@ -112,7 +112,7 @@ def test_healing(how, place, tmp_path, monkeypatch):
     curve, weights = healed(lambda model: model, tmp_path / "cpu")
     with EmulatedGpus(count=2):
         with monkeypatch.context() as patched:
-            patched.setattr(training._Training, "_train", killed)
+            patched.setattr(training.Training, "_train", killed)
             with pytest.raises(KeyboardInterrupt):
                 healed(place, tmp_path / "gpu")
         for _ in range(2):  # from halfway, then from the end

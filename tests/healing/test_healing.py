@@ -200,20 +200,20 @@ def test_training_that_was_interrupted_ends_as_if_it_had_not_been(kind, further,
 
     whole, tmp_path = pruned(), tmp_path / "pieces"
     wanted = timeless(heal_again(whole))
-    train = training._Training._train
+    train = training.Training._train
 
     def killed(self):
         if self.step == 5:
             raise KeyboardInterrupt
         train(self)
 
-    monkeypatch.setattr(training._Training, "_train", killed)
+    monkeypatch.setattr(training.Training, "_train", killed)
     with pytest.raises(KeyboardInterrupt):
         heal_again(pruned(), tmp_path)
-    monkeypatch.setattr(training._Training, "_train", train)
+    monkeypatch.setattr(training.Training, "_train", train)
     assert [path.name for path in tmp_path.iterdir()] == ["heal.safetensors"]
     steps = []
-    monkeypatch.setattr(training._Training, "_train", lambda self: steps.append(self.step) or train(self))
+    monkeypatch.setattr(training.Training, "_train", lambda self: steps.append(self.step) or train(self))
     model = pruned()
     assert timeless(heal_again(model, tmp_path)) == wanted
     assert steps == [4, 5, 6, 7]

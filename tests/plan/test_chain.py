@@ -22,7 +22,7 @@ import methods
 from bench.cli.main import main
 from bench.data import pretrained
 from bench.data import texts as text_data
-from bench.healing.training import _Training, draw_text, heal
+from bench.healing.training import Training, draw_text, heal
 from bench.plan.cell import Stage
 from bench.plan.kinds import to_plain
 from bench.plan.protocol import Protocol, Recipe, protocol_of_profile
@@ -323,13 +323,13 @@ def test_a_healed_and_merged_model_loads_in_stock_transformers_with_the_logits_t
 KILLED = """
 import os, signal, sys
 from bench.cli.main import main
-from bench.healing.training import _Training
+from bench.healing.training import Training
 
-def save(self, *arguments, write=_Training._save):
+def save(self, *arguments, write=Training._save):
     write(self, *arguments)
     os.kill(os.getpid(), signal.SIGKILL)
 
-_Training._save = save
+Training._save = save
 main(sys.argv[1:])
 """
 
@@ -348,8 +348,8 @@ def test_healing_that_is_killed_goes_on_and_ends_where_an_uninterrupted_one_does
         reached = json.loads(stored.metadata()["progress"])["step"]
     assert 0 < reached < 80
     assert not list(folder.glob("cells/*healed*"))
-    train, steps = _Training._train, []
-    monkeypatch.setattr(_Training, "_train", lambda self: steps.append(self.step) or train(self))
+    train, steps = Training._train, []
+    monkeypatch.setattr(Training, "_train", lambda self: steps.append(self.step) or train(self))
     assert main([*arguments, str(folder)]) == 0
     assert steps == list(range(reached, 80))
     assert not (folder / "partial").exists()
@@ -377,7 +377,7 @@ def test_a_healed_cell_that_fails_later_is_not_trained_again(healing, tmp_path, 
     assert by_label(folder)["drop-tail, healed"].status == "error"
     assert [path.name for path in folder.glob("partial/*/heal-*/*")] == ["heal.safetensors"]
     monkeypatch.setattr(measure, "_perplexity", texts)
-    monkeypatch.setattr(_Training, "_train", lambda self: pytest.fail("it was trained already"))
+    monkeypatch.setattr(Training, "_train", lambda self: pytest.fail("it was trained already"))
     assert main([*arguments, "--retry-failed"]) == 0
     record = by_label(folder)["drop-tail, healed"]
     assert (record.status, not (folder / "partial").exists()) == ("ok", True)
