@@ -111,12 +111,6 @@ def heal(
     """
     dtype = model.embed.weight.dtype
     refuse_recipe(recipe, dtype, dense)
-    if recipe.processes > 1:
-        from bench.healing.processes import train_in_processes
-
-        if folder is None:
-            raise UserError("healing in several processes needs a folder for what they come to")
-        train_in_processes(model, text, recipe, dense, folder)  # what follows goes on from their last checkpoint
     with make_trainable(model, recipe) as weights:
         training = Training(model, text, recipe, dense, weights)
         training.scorers = scorers

@@ -33,6 +33,7 @@ from bench.evaluation import agreement, checks, quality, scoring, tasks
 from bench.evaluation.agreement import Unlike
 from bench.evaluation.forwards import Sweeping
 from bench.evaluation.scoring import Backend
+from bench.healing.processes import train_in_processes
 from bench.healing.teacher import DensePredictions, predict
 from bench.healing.training import heal
 from bench.inference import endpoint, vllm_scorer
@@ -319,6 +320,8 @@ def _heal(
     with outcome.stage("heal"):
         start = inputs.sha256_of_state(decoder.model)
         place = store.pieces_of(folder, cell.key, start).healing
+        if recipe.processes > 1:
+            train_in_processes(decoder, text, recipe, dense, place)  # `heal` goes on from their last checkpoint
         curve = heal(decoder, text, recipe, dense=dense, folder=place, scorers=scorers)
     end = curve[-1]
     trained = Healing(

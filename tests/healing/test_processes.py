@@ -11,6 +11,7 @@ from safetensors import safe_open
 from tiny_healing import TEXT, pruned, timeless, weights
 
 from bench.cli.main import main
+from bench.healing.processes import train_in_processes
 from bench.healing.teacher import predict
 from bench.healing.training import CHECKPOINT, Text, heal
 from bench.plan import validate
@@ -29,6 +30,13 @@ FEW = {
 }  # steps of 5, 5, 5, 1
 
 
+def train(model, text, recipe, folder, dense=None):
+    """Heal as a cell does."""
+    if recipe.processes > 1:
+        train_in_processes(model, text, recipe, dense, folder)
+    return heal(model, text, recipe, dense=dense, folder=folder)
+
+
 @pytest.mark.parametrize(("kind", "more"), [("full", {}), ("lora", {"loss": "kl", "top": 8, "recompute": True})])
 def test_two_processes_come_to_the_weights_and_losses_of_one(kind, more, tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNEBENCH_CACHE", str(tmp_path / "cache"))
@@ -37,7 +45,7 @@ def test_two_processes_come_to_the_weights_and_losses_of_one(kind, more, tmp_pat
         recipe = Recipe(kind, processes=processes, **FEW, **more)
         dense = predict(Decoder(tiny("llama")), TEXT.train, recipe, "dense") if more else None
         models.append(pruned())
-        curves.append(heal(models[-1], TEXT, recipe, dense=dense, folder=tmp_path / str(processes)))
+        curves.append(train(models[-1], TEXT, recipe, tmp_path / str(processes), dense))
     before, (alone, together) = weights(pruned()), map(weights, models)
     for name, weight in together.items():
         torch.testing.assert_close(weight, alone[name], rtol=0, atol=2e-5)
@@ -51,15 +59,15 @@ def test_two_processes_come_to_the_weights_and_losses_of_one(kind, more, tmp_pat
 
 def test_two_processes_go_on_from_a_checkpoint_and_say_why_one_failed(tmp_path):
     recipe, whole = Recipe("full", processes=2, **FEW | {"tokens": 256, "passes": 1}), pruned()
-    expected = timeless(heal(whole, TEXT, recipe, folder=tmp_path / "whole"))
+    expected = timeless(train(whole, TEXT, recipe, tmp_path / "whole"))
     broken = Text(TEXT.train.clone(), TEXT.held_out, TEXT.source, TEXT.sha256)
     broken.train[recipe.order(3)[0]] = 10**6  # no token, read in the last of four steps
     with pytest.raises(RuntimeError, match=r"one of 2 processes of healing has failed: .*index out of range"):
-        heal(pruned(), broken, recipe, folder=tmp_path / "again")
+        train(pruned(), broken, recipe, tmp_path / "again")
     with safe_open(tmp_path / "again" / CHECKPOINT, "pt") as stored:
         assert json.loads(stored.metadata()["progress"])["step"] == 3
     model = pruned()
-    assert timeless(heal(model, TEXT, recipe, folder=tmp_path / "again")) == expected
+    assert timeless(train(model, TEXT, recipe, tmp_path / "again")) == expected
     for name, weight in weights(model).items():
         assert torch.equal(weight, weights(whole)[name])
 
