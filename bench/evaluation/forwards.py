@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from methods.model.activations import EntryNoted
-from methods.model.architectures import has_mixers
+from methods.model.architectures import Family, has_mixers
 from methods.model.decoder import Decoder
+from methods.model.layer import states_of
 from methods.model.layer_store import LayerStore
 
 About = TypeVar("About")
@@ -165,18 +166,18 @@ class _Place(nn.Module):
     The last one ends the forward, or returns `result` where it has one.
     """
 
-    def __init__(self, *, is_last: bool) -> None:
+    def __init__(self, family: Family, *, is_last: bool) -> None:
         super().__init__()
-        self.is_last = is_last
+        self.family, self.is_last = family, is_last
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
         self.x: Tensor | None = None
         self.result: Tensor | None = None
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.x, self.given = hidden_states, (args, kwargs)
         if self.is_last and self.result is None:
             raise EntryNoted
-        return hidden_states if self.result is None else self.result
+        return self.family.wrap(hidden_states if self.result is None else self.result)
 
 
 @dataclass
@@ -201,12 +202,12 @@ class _Entered:
         """Run the layer of that number, with the keys and values that earlier calls have left there."""
         past, (args, kwargs) = self.call.past, self.given[number]
         if past is None:
-            self.x = layer(self.x, *args, **kwargs)
+            self.x = states_of(layer(self.x, *args, **kwargs))
             return
         cache, lengths = past.of_layer[number], past.cache
         args = tuple(cache if value is lengths else value for value in args)
         kwargs = {name: cache if value is lengths else value for name, value in kwargs.items()}
-        self.x = layer(self.x, *args, **kwargs)
+        self.x = states_of(layer(self.x, *args, **kwargs))
         self.call.drop(cache)
 
 
@@ -218,7 +219,7 @@ class _Sweep:
         self.decoder = Decoder(model, store)
         self.layers = self.decoder.stack
         last = len(self.layers) - 1
-        self.places = [_Place(is_last=slot == last) for slot in range(last + 1)]
+        self.places = [_Place(self.decoder.family, is_last=slot == last) for slot in range(last + 1)]
 
     def chunks(self, calls: Iterable[tuple[Call, About]], room: int) -> Iterator[list[tuple[_Entered, About]]]:
         """Yield lists of entered calls, as many as may wait between two layers, and one at least."""

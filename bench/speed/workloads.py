@@ -29,7 +29,7 @@ from transformers.cache_utils import (
 from bench.plan.protocol import Protocol
 from bench.records.speed_results import PointMemory, PointTiming
 from bench.speed.timing import Workload
-from methods.model.decoder import Decoder
+from methods.model.decoder import Decoder, positions_behind_cache
 from methods.model.sizes import cache_bytes_read, macs_behind, macs_per_token
 
 UNCAPTURED = 3  # runs before the one that is captured, in which libraries choose kernels and allocate what they need
@@ -195,6 +195,7 @@ class _CachedRun:
 
     def __init__(self, model: Any, forward: Any, ids: Tensor, size: int, kind: str) -> None:
         self.model, self.forward, self.ids, self.size, self.kind = model, forward, ids, size, kind
+        self.positions = positions_behind_cache(model, 0, ids.shape[1])
         self.cache: Any = None
         self.last: Any = None  # kept until the next reset, so that freeing it is not timed
 
@@ -206,8 +207,10 @@ class _CachedRun:
 
         return StaticCache(config=self.model.config, max_cache_len=self.ids.shape[1])
 
-    def feed(self, forward: Any, ids: Tensor) -> Any:
-        return forward(input_ids=ids, cache=self.cache, use_cache=True, logits_to_keep=1)
+    def feed(self, forward: Any, start: int, end: int) -> Any:
+        positions = {name: each[:, start:end] for name, each in self.positions.items()}
+        ids = self.ids[:, start:end]
+        return forward(input_ids=ids, cache=self.cache, use_cache=True, logits_to_keep=1, **positions)
 
 
 class _Prefill(_CachedRun):
@@ -219,7 +222,7 @@ class _Prefill(_CachedRun):
             self.cache.reset()
 
     def step(self) -> Any:
-        self.last = self.feed(self.forward, self.ids)
+        self.last = self.feed(self.forward, 0, self.size)
         return self.last
 
 
@@ -235,11 +238,11 @@ class _Decode(_CachedRun):
         else:
             self.cache = self.last = None
             self.cache = self.empty_cache()
-            self.cache = self.feed(self.model, self.ids[:, : self.size]).cache
+            self.cache = self.feed(self.model, 0, self.size).cache
         self.position = self.size
 
     def step(self) -> Any:
-        self.last = self.feed(self.forward, self.ids[:, self.position : self.position + 1])
+        self.last = self.feed(self.forward, self.position, self.position + 1)
         self.position += 1
         return self.last
 
@@ -291,7 +294,7 @@ class _CapturedDecode(_CachedRun):
             self.cache.reset()
             part = self.size if self.refills else max(1, FILLED // len(self.ids))
             for start in range(0, self.size, part):
-                self.feed(self.model, self.ids[:, start : min(start + part, self.size)])
+                self.feed(self.model, start, min(start + part, self.size))
         self.place.fill_(self.size)
 
 

@@ -33,7 +33,7 @@ from methods.console import show_progress
 from methods.counted import MISSED
 from methods.errors import OutOfReach, Unsupported, UserError, WrongDecisions
 from methods.model.calibration import Calibration
-from methods.model.decoder import Decoder
+from methods.model.decoder import Decoder, positions_behind_cache
 from methods.model.layer_store import LayerStore
 from methods.model.sizes import layer_parameters, parameters
 from methods.model.structures import AXIS, Structure, cut
@@ -135,7 +135,8 @@ def compute_cached_logits(model: Decoder, ids: Tensor) -> Tensor:
     start = model.model(ids[:, :CACHED], use_cache=True)
     steps, cache = [start.logits], start.cache
     for t in range(CACHED, ids.shape[1]):
-        step = model.model(ids[:, t : t + 1], cache=cache, use_cache=True)
+        places = positions_behind_cache(model.model, t, 1)
+        step = model.model(ids[:, t : t + 1], cache=cache, use_cache=True, **places)
         steps.append(step.logits)
     return torch.cat(steps, 1)
 

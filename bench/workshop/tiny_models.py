@@ -108,6 +108,17 @@ HYBRIDS: dict[str, dict[str, Any]] = {  # of mixers and attentions
         "residual_multiplier": 0.4,
         "attention_multiplier": 0.2,
     },
+    "bamba": {
+        "num_key_value_heads": 2,
+        "attn_layer_indices": [3, 5],
+        "attention_bias": True,
+        "mlp_bias": True,
+        "mamba_proj_bias": True,
+        "mamba_n_heads": 4,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 6,
+        "mamba_chunk_size": 8,
+    },
 }
 WITH_MIXERS = (*HYBRIDS, "qwen3_next")
 LATER: dict[str, dict[str, Any]] = {

@@ -40,7 +40,7 @@ from methods.checkpoint.transformers_compat import (
     try_out,
 )
 from methods.errors import CheckpointError, first_line_of
-from methods.model.decoder import Decoder, Place, place_of, set_dtype
+from methods.model.decoder import Decoder, Place, place_of, positions_behind_cache, set_dtype
 from methods.model.layer_store import LayerStore
 from methods.model.precision import dtype_by_name
 from methods.model.sizes import active_parameters, parameters
@@ -408,7 +408,8 @@ def _computes(model: Decoder) -> Iterator[Check]:
     out = model.model(ids[:, :half], use_cache=True)
     steps = [out.logits]
     for position in range(half, ids.shape[1]):
-        out = model.model(ids[:, position : position + 1], cache=out.cache, use_cache=True)
+        places = positions_behind_cache(model.model, position, 1)
+        out = model.model(ids[:, position : position + 1], cache=out.cache, use_cache=True, **places)
         steps.append(out.logits)
     off = float((torch.cat(steps, 1) - whole).abs().max() / whole.abs().max())
     yield Check("cache", off <= CACHED, f"cached and uncached logits differ by {off:.1g} of the largest")

@@ -55,11 +55,11 @@ class _Recorder(nn.Module):
         self.x: Tensor | None = None
         self.arguments: dict[str, Any] = {}
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.x, self.arguments = hidden_states, self.layer.bind(args, kwargs)
         if self.is_last:
             raise EntryNoted
-        return hidden_states
+        return self.layer.family.wrap(hidden_states)
 
 
 @torch.no_grad()

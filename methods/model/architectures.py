@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 Axis = Literal["heads", "channels", "experts", "layers", "residual"]
@@ -133,10 +134,15 @@ class Family:
     gated_heads: bool = False  # q has twice the rows: behind those of each head stand those of a gate of its output
     mixer: Mixer | None = None  # what stands for the attention of some layers
     beside: str = ""  # a module whose result is added to the MLP's, in layers that have it
+    tupled: int = 0  # entries of the tuple that a layer returns, the states first; 0: it returns the states alone
     factor: str = ""  # what the layer calls the number by which it multiplies what a sub-block adds to the residual
     vision: tuple[str, ...] = ()  # paths from the model to what reads images, beside a text tower; it never changes
     added: str = ""  # the configuration's list with an entry for each of the first layers behind which images enter
     uncut: tuple[Uncut, ...] = ()  # the axes along which its models, or some of them, cannot be cut
+
+    def wrap(self, x: Any) -> Any:
+        """Return what a layer with these states for its output returns: a tuple in some families."""
+        return (x, *(None,) * (self.tupled - 1)) if self.tupled else x
 
     def never(self, axis: str) -> bool:
         """Say whether none of its models can be cut along an axis."""
@@ -266,6 +272,17 @@ FAMILIES = {
         uncut=(MIXERS, *MIXED),
     ),
     "qwen3_5_text": replace(LLAMA, gain_offset=1.0, gated_heads=True, mixer=DELTA_NET, uncut=(MIXERS, MIXED_RESIDUAL)),
+    "bamba": replace(
+        LLAMA,
+        final_norm="model.final_layernorm",
+        mlp="feed_forward",
+        up=("feed_forward.gate_proj", "feed_forward.up_proj"),
+        down="feed_forward.down_proj",
+        mlp_norm="pre_ff_layernorm",
+        tupled=2,
+        mixer=replace(MAMBA2, attentions="attn_layer_indices"),
+        uncut=(MIXERS, MIXED_RESIDUAL),
+    ),
     "granitemoehybrid": replace(
         LLAMA,
         mlp="shared_mlp",
@@ -407,12 +424,13 @@ def has_mixers(config: Any) -> bool:
 
 
 def table_of_families() -> list[tuple[str, str, str]]:
-    """Return a heading, and for each family the axes along which its models can be cut and why others cannot."""
+    """Return a heading, and for neighbours alike the axes along which their models can be cut and why others cannot."""
     rows = [("family", "can be cut along", "cannot")]
-    for name, family in FAMILIES.items():
-        axes = ", ".join(axis for axis in AXES if not family.never(axis))
-        reasons = (
-            f"{uncut.axis}{f' {uncut.models}' if uncut.models else ''}: {uncut.because}" for uncut in family.uncut
-        )
-        rows.append((name, axes, "; ".join(reasons)))
+    for (axes, reasons), names in groupby(FAMILIES, key=lambda name: _axes_and_reasons(FAMILIES[name])):
+        rows.append((", ".join(names), axes, reasons))
     return rows
+
+
+def _axes_and_reasons(family: Family) -> tuple[str, str]:
+    reasons = (f"{uncut.axis}{f' {uncut.models}' if uncut.models else ''}: {uncut.because}" for uncut in family.uncut)
+    return ", ".join(axis for axis in AXES if not family.never(axis)), "; ".join(reasons)

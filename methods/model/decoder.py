@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from methods.errors import Unsupported
-from methods.model.architectures import FAMILIES, LISTS, LLAMA, Axis, Family
+from methods.model.architectures import FAMILIES, LISTS, LLAMA, Axis, Family, has_mixers
 from methods.model.layer import Layer, copy_module, make_linear
 from methods.model.layer_store import LayerStore, cast, move_modules
 from methods.model.parts import Removed
@@ -230,7 +230,7 @@ class Decoder:
         self.numbers = [layer.number for layer in layers]
         self.config.num_hidden_layers = len(layers)
         for name in LISTS:
-            if any(layer.config.get(name) is not None for layer in layers):
+            if not _is_derived(self.config, name) and any(layer.config.get(name) is not None for layer in layers):
                 setattr(self.config, name, [layer.config[name] for layer in layers])
         self._set_places(layers)
 
@@ -328,6 +328,16 @@ def clear_positions(model: Any) -> None:
         model.base_model.rope_deltas = None
 
 
+def positions_behind_cache(model: Any, past: int, count: int) -> dict[str, Tensor]:
+    """Return by name the argument that says where `count` tokens stand behind `past` ones of a cache, (1, count).
+
+    A model without mixers counts for itself, and gets none. Bamba's takes the first token of each call for position 0.
+    """
+    if not has_mixers(model.config.get_text_config()):
+        return {}
+    return {"position_ids": torch.arange(past, past + count, device=model.device)[None]}
+
+
 def set_dtype(config: Any, dtype: torch.dtype | str | None) -> None:
     """Set the dtype of a model's configuration, and of each part that builds a model of its own."""
     config.dtype = dtype
@@ -350,6 +360,11 @@ def _slots(layers: Sequence[Layer]) -> list[int]:
             if isinstance(stand_in, Removed):
                 stand_in.counts = stand_in.pair and number == order[0]
     return slots
+
+
+def _is_derived(config: Any, name: str) -> bool:
+    """Say whether a configuration computes an entry from others, so that none can be set."""
+    return isinstance(getattr(type(config), config.attribute_map.get(name, name), None), property)
 
 
 def _refuse_old_code(layers: nn.ModuleList) -> None:

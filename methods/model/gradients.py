@@ -142,14 +142,14 @@ class _BackwardPass:
 
 
 class _Returns(nn.Module):
-    """Stands in for a layer, and returns the known output of the last one."""
+    """Stands in for a layer, and returns what the last one has returned."""
 
-    def __init__(self, y: Tensor) -> None:
+    def __init__(self, returned: Any) -> None:
         super().__init__()
-        self.y = y
+        self.returned = returned
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.y
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self.returned
 
 
 def _forward(
@@ -187,7 +187,7 @@ def _names_of_weights(layer: Layer, weights: Collection[Tensor]) -> list[str]:
 def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> tuple[float, Tensor]:
     """Return a micro-batch's mean loss L and dL/dy, where y leaves the last layer, (B, T, D) both."""
     y = y.detach().requires_grad_()
-    modules = model.swap_stack(nn.ModuleList(_Returns(y) for _ in model.stack))
+    modules = model.swap_stack(nn.ModuleList(_Returns(model.family.wrap(y)) for _ in model.stack))
     try:
         with torch.enable_grad():
             logits = model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False).logits[:, :-1].float()

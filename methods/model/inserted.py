@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from methods.errors import Unsupported
 from methods.model.decoder import Decoder
-from methods.model.layer import Layer, epsilon_of, make_linear
+from methods.model.layer import Layer, epsilon_of, make_linear, states_of
 from methods.model.precision import widen
 
 
@@ -187,14 +187,18 @@ class MappedLayer(nn.Module):
         self.before: nn.Linear | None = None
         self.behind: nn.Linear | None = None
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the layer's output, with the map in front of it and the one behind it."""
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Return what the layer returns, with the map in front of it and the one behind it."""
         x = hidden_states
         if self.before is not None:
             x = x.to(self.before.weight.device)
             x = x + self.before(x)
-        y: Tensor = self.inner(x, *args, **kwargs)
-        return y if self.behind is None else y + self.behind(y)
+        returned = self.inner(x, *args, **kwargs)
+        if self.behind is None:
+            return returned
+        y = states_of(returned)
+        y = y + self.behind(y)
+        return (y, *returned[1:]) if isinstance(returned, tuple) else y
 
 
 def put_map(model: Decoder, behind: int, M: Tensor) -> None:

@@ -363,7 +363,7 @@ class Layer:
     def __call__(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Run the layer, (B, T, D) -> (B, T, D)."""
         with self.visiting():
-            return self.module(x, **arguments)
+            return states_of(self.module(x, **arguments))
 
     def settle(self) -> None:
         """Move changed weights of the layer into a file, where the model has a store; else do nothing."""
@@ -391,6 +391,11 @@ class Layer:
         return Layer(
             module, self.family, self.config, self.head_width, self.group, number=self.number, store=self.store
         )
+
+
+def states_of(returned: Any) -> Any:
+    """Return the states in what a layer returns, which in some families is a tuple with these first."""
+    return returned[0] if isinstance(returned, tuple) else returned
 
 
 def copy_module(module: nn.Module, memo: dict[int, Any]) -> Any:

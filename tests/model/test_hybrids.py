@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import methods
+from bench.evaluation.forwards import Sweeping
 from bench.evaluation.scoring import OwnModel, nll_of_windows, score
 from bench.plan.protocol import Protocol
 from bench.schedule.shape import Shape
@@ -24,8 +25,10 @@ from methods.checkpoint.heterogeneous import heterogeneous_form_of
 from methods.checkpoint.pruned_config import Uneven
 from methods.depth.laco import merge
 from methods.errors import OutOfReach, Unsupported
-from methods.model.decoder import Decoder
+from methods.model.activations import enter
+from methods.model.decoder import Decoder, positions_behind_cache
 from methods.model.gradients import collect_gradients
+from methods.model.inserted import put_map
 from methods.model.sizes import (
     cache_bytes_read,
     kv_bytes_per_token,
@@ -35,6 +38,7 @@ from methods.model.sizes import (
 )
 from methods.model.structures import Sublayer, keep_channels, remove_experts, remove_sublayers
 
+NO_ATTENTION = {"bamba": ("attn_layer_indices", [])}  # what a configuration says that names no layer with an attention
 WITH_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}  # of granitemoehybrid, beside its MLP
 
 
@@ -69,10 +73,8 @@ def test_an_attention_stays_since_a_cache_has_its_length_from_it(family):
     mixers = [layer for layer in model.layers if layer.mixer is not None]
     with pytest.raises(Unsupported, match="no layer with an attention would be left"):
         model.set_layers(mixers)
-    with pytest.raises(
-        ValueError, match="only be called on Attention layers"
-    ):  # what transformers says of such a cache
-        model.config.layer_types = [layer.kind for layer in mixers]
+    setattr(model.config, *NO_ATTENTION.get(family, ("layer_types", ["linear_attention"] * len(mixers))))
+    with pytest.raises(ValueError, match="only be called on Attention layers"):  # what transformers says of its cache
         DynamicCache(config=model.config).get_seq_length()
 
 
@@ -94,7 +96,8 @@ def test_multiplications_of_a_token_are_those_that_torch_counts(family, ids):
     """But for those of states that are no products of matrices; the convolution takes a position more each time."""
     model = Decoder(tiny(family, attn_implementation="eager", experts_implementation="eager"))
     state = sum(layer.mixer.macs * layer.state_numbers for layer in model.layers if layer.mixer is not None)
-    sizes = {"granitemoehybrid": (2, 4, 16, 6)}.get(family, (3, 4, 8, 6))  # products, heads, and both widths
+    is_mamba = family in ("granitemoehybrid", "bamba")
+    sizes = (2, 4, 16, 6) if is_mamba else (3, 4, 8, 6)  # products, heads, and both widths
     mixers = [layer for layer in model.layers if layer.mixer is not None]
     assert state == len(mixers) * prod(sizes)
     with torch.no_grad():
@@ -102,7 +105,7 @@ def test_multiplications_of_a_token_are_those_that_torch_counts(family, ids):
         with FlopCounterMode(display=False) as counter:
             model.model(ids[:1, -1:], cache=cache, use_cache=True)
     again = sum(layer.conv.numel() for layer in mixers)
-    read_by_product = state // 2 if family == "granitemoehybrid" else 0
+    read_by_product = state // 2 if is_mamba else 0
     counted = counter.get_total_flops() // 2 + state - read_by_product - again
     rotary = 3 * model.layers[0].head_width  # frequencies times positions
     assert 0 <= counted - macs_behind(model, ids.shape[1]) <= rotary
@@ -145,6 +148,8 @@ def test_scores_and_texts_are_those_of_the_plain_model(family, ids):
     rows = [tuple(ids[0, :9].tolist()), tuple(ids[0, :5].tolist() + ids[1, :4].tolist())]
     questions = sorted((row, 3) for row in rows)
     sums, _ = score(inner, questions, 4)
+    swept, _ = score(inner, questions, 4, Sweeping(1))
+    assert torch.equal(swept, sums)
     for (row, _), total in zip(questions, sums.tolist(), strict=True):
         with torch.no_grad():
             p = inner(torch.tensor([row])).logits[0].log_softmax(-1)
@@ -188,6 +193,34 @@ def test_a_capturable_cache_and_a_shape_know_mixers():
     model = Decoder(tiny("qwen3_5_text"))
     assert sum(make_capturable_cache(model.config, 4, 8).is_linear) == 4
     assert (Shape.of(model).heads, Shape.of(model).keys) == (64, 64)
+
+
+@pytest.mark.parametrize("family", WITH_MIXERS)
+def test_a_map_of_the_residual_stands_between_two_layers(family, ids, tmp_path):
+    """Also where a layer returns a tuple."""
+    model, M = Decoder(tiny(family)), 0.1 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0))
+    layers, entry = model.layers, enter(model, ids)
+    with torch.no_grad():
+        x = entry.run(layers[:3], entry.x)
+        expected = model.logits(entry.run(layers[3:], x + x @ M))
+    put_map(model, 2, M)
+    torch.testing.assert_close(logits(model, ids), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    save_load.save(model, tmp_path / "model")
+    assert torch.equal(logits(save_load.load(tmp_path / "model"), ids), logits(model, ids))
+
+
+def test_bamba_takes_the_first_token_of_each_call_for_position_zero(ids):
+    """Where it no longer does, calls need not say where their tokens stand (positions_behind_cache)."""
+    inner = tiny("bamba")
+    whole = logits(Decoder(inner), ids)[:, 9:]
+    with torch.no_grad():
+        rests = []
+        for positions in ({}, positions_behind_cache(inner, 9, 11)):
+            cache = inner(ids[:, :9], use_cache=True).cache
+            rests.append(inner(ids[:, 9:], cache=cache, use_cache=True, **positions).logits)
+    assert float((rests[0] - whole).abs().max()) > 1e-2
+    torch.testing.assert_close(rests[1], whole, rtol=0, atol=1e-5)
+    assert positions_behind_cache(tiny("llama"), 9, 11) == {}
 
 
 @pytest.mark.parametrize("family", HYBRIDS)

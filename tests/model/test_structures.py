@@ -8,7 +8,7 @@ from conftest import ALIKE, EVERY_FAMILY, FAMILIES, LATER, tiny
 from transformers.cache_utils import CacheLayerMixin
 
 from bench.workshop.tiny_models import HYBRIDS
-from methods.model.decoder import Decoder
+from methods.model.decoder import Decoder, positions_behind_cache
 from methods.model.sizes import kv_bytes_per_token, parameters
 from methods.model.structures import (
     Structure,
@@ -77,7 +77,8 @@ def test_a_cut_model_generates_with_its_cache(family, ids):
         start = model.model(ids[:, :9], use_cache=True)
         steps, cache = [start.logits], start.cache
         for t in range(9, ids.shape[1]):
-            out = model.model(ids[:, t : t + 1], cache=cache, use_cache=True)
+            places = positions_behind_cache(model.model, t, 1)
+            out = model.model(ids[:, t : t + 1], cache=cache, use_cache=True, **places)
             steps.append(out.logits)
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
 
@@ -203,7 +204,8 @@ def test_without_blocks_the_cache_stays_right(family, blocks, ids):
         held = sum(2 * layer.keys.numel() * 4 for layer in with_keys if layer.is_initialized)
         assert held == 3 * 5 * kv_bytes_per_token(model)
         for t in range(5, ids.shape[1]):
-            steps.append(model.model(ids[:, t : t + 1], cache=cache, use_cache=True).logits)
+            places = positions_behind_cache(model.model, t, 1)
+            steps.append(model.model(ids[:, t : t + 1], cache=cache, use_cache=True, **places).logits)
     torch.testing.assert_close(torch.cat(steps, 1), whole, rtol=0, atol=1e-4 * float(whole.abs().max()))
     options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     for beams in (1, 3):
