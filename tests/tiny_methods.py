@@ -27,7 +27,10 @@ METHODS = sorted(SPECS)
 FEW = ["slicegpt", "flap+refit", "2ssp", "blockpruner", "laco-ls"]  # one of each kind of shape, with fits
 CELLS = [(method, family) for method in METHODS for family in FAMILIES] + [(one, its) for one in FEW for its in LATER]
 ON_HYBRIDS = ("drop-tail", "sleb", "llm-drop", "laco", "laco-ls", "puzzle", "svd-llm", "minitron-width", "evopress")
+ON_HYBRIDS += ("llm-drop+ghost",)
+ON_PARALLEL_HYBRIDS = ("flap+refit", "llm-pruner", "modegpt", "sleb+scale")  # which cut the heads beside mixers
 HYBRID_CELLS = [(method, its) for method in ON_HYBRIDS for its in HYBRIDS]
+HYBRID_CELLS += [(method, "falcon_h1") for method in ON_PARALLEL_HYBRIDS]
 # What depends on a model's shapes alone is tried with each kind of shape of every family; the other methods at night.
 KINDS = ("laco-ls", "blockpruner", "2ssp", "llm-pruner", "slicegpt", "svd-llm", "flap+refit")
 SHAPED = [

@@ -70,7 +70,9 @@ def widths_of_model(model: Decoder) -> dict[str, MatrixWidths]:
     roles = {"head": [model.head.weight]}
     for layer in model.layers:
         read = "qkv" if layer.has_heads else "mixer"
-        matrices_by_role = {read: layer.qkv, "out": [layer.out]} if layer.has_attention else {}
+        matrices_by_role = {read: layer.qkv, "out": layer.writers(0)} if layer.has_attention else {}
+        if layer.mixer_beside is not None and layer.has_attention:
+            matrices_by_role["mixer"] = [layer.named_matrices()[path] for path in layer.paths_of_mixer[:-1]]
         if layer.experts is not None:
             matrices_by_role["shared"] = list(layer.experts.shared)
         elif layer.has_mlp:

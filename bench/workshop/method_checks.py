@@ -169,7 +169,7 @@ def silence_removed(model: Decoder, decisions: Mapping[str, Any]) -> None:
     for number, layer in enumerate(model.layers):
         whole = number in decisions.get("removed_layers", ())
         if layer.has_attention and (whole or number in decisions.get("removed_attention", ())):
-            _zero(layer.out.parameters())
+            _zero(parameter for matrix in layer.writers(0) for parameter in matrix.parameters())
         if layer.has_mlp and (whole or number in decisions.get("removed_mlp", ())):
             experts = layer.experts
             for module in [layer.down] if experts is None else [experts.bank, *experts.shared]:

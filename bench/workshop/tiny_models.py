@@ -89,18 +89,16 @@ MIXTURES: dict[str, dict[str, Any]] = {  # of experts, which have tests of their
         "mlp_only_layers": [1],
     },
 }
+MAMBA2: dict[str, Any] = {"mamba_n_heads": 4, "mamba_n_groups": 2, "mamba_d_state": 6, "mamba_chunk_size": 8}
 HYBRIDS: dict[str, dict[str, Any]] = {  # of mixers and attentions
     "qwen3_5_text": DELTA_NET | {"layer_types": MIXERS_AND_ATTENTIONS, "tie_word_embeddings": True},
-    "granitemoehybrid": {
+    "granitemoehybrid": MAMBA2
+    | {
         "num_key_value_heads": 2,
         "layer_types": MIXERS_AND_ATTENTIONS,
         "position_embedding_type": "rope",
         "attention_bias": True,
         "mamba_proj_bias": True,
-        "mamba_n_heads": 4,
-        "mamba_n_groups": 2,
-        "mamba_d_state": 6,
-        "mamba_chunk_size": 8,
         "num_local_experts": 0,
         "shared_intermediate_size": 48,
         "embedding_multiplier": 3.0,
@@ -108,16 +106,35 @@ HYBRIDS: dict[str, dict[str, Any]] = {  # of mixers and attentions
         "residual_multiplier": 0.4,
         "attention_multiplier": 0.2,
     },
-    "bamba": {
+    "bamba": MAMBA2
+    | {
         "num_key_value_heads": 2,
         "attn_layer_indices": [3, 5],
         "attention_bias": True,
         "mlp_bias": True,
         "mamba_proj_bias": True,
-        "mamba_n_heads": 4,
-        "mamba_n_groups": 2,
-        "mamba_d_state": 6,
-        "mamba_chunk_size": 8,
+    },
+    "falcon_h1": MAMBA2  # both in each layer, every factor another number
+    | {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 96,
+        "mamba_d_ssm": 40,
+        "mamba_rms_norm": True,
+        "mamba_norm_before_gate": False,
+        "mamba_proj_bias": True,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "projectors_bias": True,
+        "embedding_multiplier": 3.0,
+        "lm_head_multiplier": 0.5,
+        "attention_in_multiplier": 0.7,
+        "attention_out_multiplier": 1.3,
+        "key_multiplier": 0.6,
+        "mlp_multipliers": [0.8, 1.2],
+        "ssm_in_multiplier": 1.1,
+        "ssm_out_multiplier": 0.4,
+        "ssm_multipliers": [0.9, 0.5, 0.7, 1.4, 0.6],
     },
 }
 WITH_MIXERS = (*HYBRIDS, "qwen3_next")

@@ -204,7 +204,7 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
     for number, (layer, facts) in enumerate(zip(layers, config.per_layer_config, strict=True)):
         if "attention" in facts.skip:
             layer.remove_attention()
-        elif layer.mixer is None:
+        elif layer.has_heads:
             _cut_attention(layer, facts, number)
         if "mlp" in facts.skip:
             layer.remove_mlp()

@@ -33,7 +33,6 @@ from methods.decisions import prune
 from methods.errors import OutOfReach, Unsupported
 from methods.least_squares import Fitted, Sinks, errors_of_fit, find_sinks, states_to_fit
 from methods.model.activations import States, enter_all, move_beside, run_step, values_of_a_step
-from methods.model.architectures import LISTS
 from methods.model.calibration import Calibration, Wait, keep_in_memory, with_known_removals
 from methods.model.decoder import Decoder, make_twin
 from methods.model.inserted import put_map
@@ -231,9 +230,7 @@ def _pruning_of(decisions: dict[str, Any], dense: Decoder, pruned: Decoder) -> P
 
 def _restore(model: Decoder, dense: Decoder, places: list[torch.device]) -> None:
     """Give `model` the dense layers again, each on its device."""
-    for name in LISTS:
-        if getattr(dense.config, name, None):
-            setattr(model.config, name, list(getattr(dense.config, name)))
+    model.copy_lists(dense)
     layers = make_twin(dense, model.config).layers
     model.set_layers([layer.on(place) for layer, place in zip(layers, places, strict=True)])
 

@@ -151,7 +151,8 @@ class Refit(Compensation):
                 report.append({"part": part} | missed)
             else:
                 added = [wait(RUN[part](layer, state, given)) for state, given, _ in entered]
-            h = [wait(state + layer.post_norm(which)(new)) for state, new in zip(h, added, strict=True)]
+            joined = (layer.join(which, new, *of) for new, (*of, _) in zip(added, entered, strict=True))
+            h = [wait(state + addition) for state, addition in zip(h, joined, strict=True)]
         return h, report
 
     def fit(

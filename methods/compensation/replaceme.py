@@ -84,7 +84,8 @@ class ReplaceMe(Compensation):
                     return self.fold_before_the_norm(layer, batches)
             fitted = self.fit(batches)
             with layer.visiting():
-                fold_map(layer.down if layer.has_mlp else layer.out, fitted.W)
+                for matrix in layer.writers(1 if layer.has_mlp else 0):
+                    fold_map(matrix, fitted.W)
             T = fitted.W.to(batches[0].y.dtype)
             return Repair(lambda each: each.y - each.n + each.n @ T, fitted=fitted)
 

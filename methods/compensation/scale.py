@@ -99,8 +99,7 @@ class Scale(Compensation):
 
 def outputs_of_layer(layer: Layer) -> list[tuple[int, nn.Linear]]:
     """Return the output matrices of the attention (0) and the MLP (1) that a layer has."""
-    attention, mlp = layer.has_attention, layer.has_mlp
-    return [*([(0, layer.out)] if attention else []), *([(1, layer.down)] if mlp else [])]
+    return [(which, matrix) for which in (0, 1) for matrix in layer.writers(which)]
 
 
 def divide_output(matrix: nn.Linear, c: float) -> None:

@@ -88,7 +88,8 @@ class Mixture:
 class Mixer:
     """Says where a family keeps what stands for the attention of some layers, and carries a state from token to token.
 
-    A layer has either this or an attention. Paths begin at a layer, names at the mixer.
+    A layer has either this or an attention, or both beside each other: then they are one sublayer. Paths begin at a
+    layer, names at the mixer.
     """
 
     path: str
@@ -99,6 +100,8 @@ class Mixer:
     own: tuple[str, ...]  # its other parameters, which are neither matrices nor a norm
     conv: str = "conv1d"  # the convolution of each channel over the latest tokens
     attentions: str = ""  # the configuration's list of the layers that have an attention; "": it has layer_types
+    beside: bool = False  # it stands beside the attention of each layer, and reads the same normed residual
+    factor: str = ""  # what the layer calls the number by which it multiplies the mixer's result
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,9 @@ class Family:
     mixer: Mixer | None = None  # what stands for the attention of some layers
     beside: str = ""  # a module whose result is added to the MLP's, in layers that have it
     tupled: int = 0  # entries of the tuple that a layer returns, the states first; 0: it returns the states alone
-    factor: str = ""  # what the layer calls the number by which it multiplies what a sub-block adds to the residual
+    factors: tuple[str, ...] = ()  # paths of the numbers by which the outputs of `out` and of `down` are multiplied
+    scales_mlp: bool = False  # the MLP's own forward multiplies by the second of them, and not the layer
+    entry: str = ""  # what the layer calls the number by which it multiplies what the attention reads
     vision: tuple[str, ...] = ()  # paths from the model to what reads images, beside a text tower; it never changes
     added: str = ""  # the configuration's list with an entry for each of the first layers behind which images enter
     uncut: tuple[Uncut, ...] = ()  # the axes along which its models, or some of them, cannot be cut
@@ -283,13 +288,27 @@ FAMILIES = {
         mixer=replace(MAMBA2, attentions="attn_layer_indices"),
         uncut=(MIXERS, MIXED_RESIDUAL),
     ),
+    "falcon_h1": replace(
+        LLAMA,
+        final_norm="model.final_layernorm",
+        mlp="feed_forward",
+        up=("feed_forward.gate_proj", "feed_forward.up_proj"),
+        down="feed_forward.down_proj",
+        mlp_norm="pre_ff_layernorm",
+        tupled=1,
+        factors=("attn_out_multiplier", "feed_forward.down_multiplier"),
+        scales_mlp=True,
+        entry="attention_in_multiplier",
+        mixer=replace(MAMBA2, beside=True, factor="ssm_out_multiplier"),
+        uncut=(MIXED_RESIDUAL,),
+    ),
     "granitemoehybrid": replace(
         LLAMA,
         mlp="shared_mlp",
         up=("shared_mlp.input_linear",),
         down="shared_mlp.output_linear",
         mlp_width="shared_intermediate_size",
-        factor="residual_multiplier",
+        factors=("residual_multiplier", "residual_multiplier"),
         mixer=MAMBA2,
         mixture=replace(
             MIXTURE,
@@ -305,7 +324,7 @@ FAMILIES = {
             replace(MIXED[0], models="with experts, as Granite 4.0 H Tiny", of=_has_experts),
         ),
     ),
-    "granite": replace(LLAMA, factor="residual_multiplier"),
+    "granite": replace(LLAMA, factors=("residual_multiplier", "residual_multiplier")),
     "smollm3": LLAMA,
     "olmo2": OLMO,
     "olmo3": OLMO,

@@ -217,13 +217,14 @@ class Decoder:
         self.refuse_sliced()
         if [layer.number for layer in layers[: self.fixed_layers]] != list(range(self.fixed_layers)):
             self.refuse_fixed()
-        if self.family.mixer is not None and all(layer.mixer is not None for layer in layers):
+        if self.family.mixer is not None and all(layer.mixer_alone is not None for layer in layers):
             raise Unsupported(
                 "no layer with an attention would be left beside the mixers, off which a cache of transformers reads "
                 "how many tokens it holds"
             )
         for slot, layer in zip(_slots(layers), layers, strict=True):
-            for part in (layer.inner, layer.attn):
+            mixer = [] if layer.mixer is None else [getattr(layer.inner, layer.mixer.path)]
+            for part in (layer.inner, layer.attn, *mixer):
                 if hasattr(part, "layer_idx"):
                     part.layer_idx = slot
         self.swap_stack(nn.ModuleList(layer.module for layer in layers))
@@ -233,6 +234,13 @@ class Decoder:
             if not _is_derived(self.config, name) and any(layer.config.get(name) is not None for layer in layers):
                 setattr(self.config, name, [layer.config[name] for layer in layers])
         self._set_places(layers)
+
+    def copy_lists(self, whole: Decoder) -> None:
+        """Let the configuration list the layers of another model of the family, which then are set."""
+        self.config.num_hidden_layers = whole.config.num_hidden_layers
+        for name in (*LISTS, *([self.family.mixer.attentions] if self.family.mixer else [])):
+            if name and getattr(whole.config, name, None) and not _is_derived(self.config, name):
+                setattr(self.config, name, list(getattr(whole.config, name)))
 
     def _set_places(self, layers: Sequence[Layer]) -> None:
         """Set what the configuration says by the numbers of layers: which are mixtures, and which have an attention."""
@@ -411,11 +419,12 @@ def make_twin(model: Decoder, config: Any = None) -> Decoder:
 def cap_logits(logits: Tensor, config: Any) -> Tensor:
     """Return the model's logits from those of its head: c tanh(logits / c) where its configuration has a cap c.
 
-    Some families multiply them by `logit_scale` first, others divide them by `logits_scaling`.
+    Some families multiply them by `logit_scale` or `lm_head_multiplier` first, others divide them by `logits_scaling`.
     """
     cap = getattr(config, "final_logit_softcapping", None)
-    factor, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
-    logits = logits if factor is None else logits * factor
+    divisor = getattr(config, "logits_scaling", None)
+    for factor in (getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier")):
+        logits = logits if factor is None else logits * factor
     logits = logits if divisor is None else logits / divisor
     return logits if cap is None else cap * torch.tanh(logits / cap)
 

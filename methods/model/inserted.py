@@ -187,6 +187,13 @@ class MappedLayer(nn.Module):
         self.before: nn.Linear | None = None
         self.behind: nn.Linear | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what the layer has by this name, which the model around it may read."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Return what the layer returns, with the map in front of it and the one behind it."""
         x = hidden_states
@@ -236,12 +243,12 @@ NUMBERS = 2**24  # numbers of a matrix that are multiplied at once, in float64 1
 
 def output_of_attention(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:
     """Return the attention's addition to the residual from its normed input, (B, T, d) -> (B, T, d)."""
-    return layer.scale(layer.attention(h, arguments))
+    return layer.scale(0, layer.attention(h, arguments))
 
 
 def output_of_mlp(layer: Layer, h: Tensor) -> Tensor:
     """Return the MLP's addition to the residual from its normed input, (B, T, d) -> (B, T, d)."""
-    return layer.scale(layer.feed_forward(h))
+    return layer.scale(1, layer.feed_forward(h))
 
 
 def output_of_both(layer: Layer, h: Tensor, arguments: dict[str, Any]) -> Tensor:

@@ -10,8 +10,8 @@ import copy
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -24,6 +24,7 @@ from methods.model.layer_store import LayerStore, copy_tensors
 from methods.model.parts import Experts, Removed, Times
 
 OF_ATTENTION = ("position_embeddings", "position_ids", "use_cache")  # arguments of a layer that no mixer takes
+MASK_OF_MIXER = "mamba_attention_mask"  # that of a layer with both, whose attention has another
 
 
 class Layer:
@@ -68,13 +69,23 @@ class Layer:
 
     @property
     def mixer(self) -> Mixer | None:
-        """Return where the parts of the mixer are that stands for the attention; None in a layer with an attention."""
+        """Return where the parts of the mixer are that stands for the attention, or beside it; None without one."""
         row = self.family.mixer
         return row if row is not None and getattr(self.inner, row.path, None) is not None else None
 
     @property
+    def mixer_beside(self) -> Mixer | None:
+        """Return where the parts of the mixer are that stands beside the attention; None for none."""
+        return self.mixer if self.mixer is not None and self.mixer.beside else None
+
+    @property
+    def mixer_alone(self) -> Mixer | None:
+        """Return where the parts of the mixer are that stands in the attention's place; None for none."""
+        return self.mixer if self.mixer_beside is None else None
+
+    @property
     def _attn_path(self) -> str:
-        return self.family.attn if self.mixer is None else self.mixer.path
+        return self.family.attn if self.mixer_alone is None else self.mixer_alone.path
 
     @property
     def has_attention(self) -> bool:
@@ -84,7 +95,7 @@ class Layer:
     @property
     def has_heads(self) -> bool:
         """Say whether there is an attention with key/value heads, which a mixer has not."""
-        return self.mixer is None and self.has_attention
+        return self.mixer_alone is None and self.has_attention
 
     @property
     def has_mlp(self) -> bool:
@@ -92,11 +103,14 @@ class Layer:
         return not isinstance(attrgetter(self.family.mlp or self.family.down)(self.inner), Removed)
 
     def remove_attention(self) -> None:
-        """Take the attention out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
+        """Take the attention out, with a mixer beside it and norms of its own. `Decoder.set_layers` must follow."""
         self._is_a_sum()
         for norm in self._own_norms(0):
             setattr(self.inner, norm, nn.Identity())
-        setattr(self.inner, self._attn_path, Removed(attention=self.mixer is None))
+        if self.mixer_beside is not None:
+            mixer = self._part(self.mixer_beside.path)
+            setattr(self.inner, self.mixer_beside.path, Removed(attention=False, buffers=dict(mixer.named_buffers())))
+        setattr(self.inner, self._attn_path, Removed(attention=self.mixer_alone is None))
 
     def remove_mlp(self) -> None:
         """Take the MLP out, with the norms that serve it alone. `Decoder.set_layers` must follow."""
@@ -133,8 +147,9 @@ class Layer:
     def sizes(self) -> dict[str, int]:
         """Return the parameters that go when the `layer`, its `attention` or its `mlp` is removed."""
         mlp = [self.family.mlp] if self.family.mlp else [*self.family.up, self.family.down]
+        beside = [] if self.mixer_beside is None else [self.mixer_beside.path]
         parts = {
-            "attention": [self._attn_path, *self._own_norms(0)],
+            "attention": [self._attn_path, *beside, *self._own_norms(0)],
             "mlp": [*mlp, *self._beside, *self._own_norms(1)],
         }
         counted = {name: sum(map(_count, map(self._part, paths))) for name, paths in parts.items()}
@@ -156,14 +171,28 @@ class Layer:
     @property
     def paths_of_attention(self) -> tuple[str, ...]:
         """Return the paths of the matrices of the attention, or of the mixer in its place; the last is `out`."""
-        if self.mixer is not None:
-            return *self.mixer.reads, self.mixer.out
+        if self.mixer_alone is not None:
+            return *self.mixer_alone.reads, self.mixer_alone.out
         return *self.family.qkv, self.family.out
 
     @property
+    def paths_of_mixer(self) -> tuple[str, ...]:
+        """Return the paths of the matrices of a mixer beside the attention; the last writes into the residual."""
+        return () if self.mixer_beside is None else (*self.mixer_beside.reads, self.mixer_beside.out)
+
+    @property
     def out(self) -> nn.Linear:
-        """Return the attention's output matrix, (D, H * E), or that of a mixer."""
+        """Return the attention's output matrix, (D, H * E), or that of a mixer in its place."""
         return self._part(self.paths_of_attention[-1])
+
+    def writers(self, which: int) -> list[nn.Linear]:
+        """Return the matrices that write what the attention (0) or the MLP (1) adds to the residual.
+
+        These are `out` with that of a mixer beside it, or `down`; of a sublayer that is gone none.
+        """
+        if which:
+            return [self.down] if self.has_mlp else []
+        return [self.out, *map(self._part, self.paths_of_mixer[-1:])] if self.has_attention else []
 
     @property
     def up(self) -> list[nn.Linear]:
@@ -198,7 +227,7 @@ class Layer:
 
     def named_matrices(self) -> dict[str, nn.Linear]:
         """Return the matrices by their paths in the layer (`put` takes these); of experts none."""
-        attention = self.paths_of_attention if self.has_attention else ()
+        attention = (*self.paths_of_attention, *self.paths_of_mixer) if self.has_attention else ()
         mlp = [*self.family.up, self.family.down] if self.has_mlp and self.experts is None else []
         return {path: self._part(path) for path in (*attention, *mlp)}
 
@@ -207,7 +236,7 @@ class Layer:
         weights: dict[str, Any] = {f"{path}.weight": each.weight for path, each in self.named_matrices().items()}
         if self.mixer is not None and self.has_attention:
             beside = (*self.mixer.own, f"{self.mixer.conv}.weight", f"{self.mixer.conv}.bias")
-            named = dict(self.attn.named_parameters())
+            named = dict(self._part(self.mixer.path).named_parameters())
             weights |= {f"{self.mixer.path}.{name}": named[name] for name in beside if name in named}
         return weights
 
@@ -253,14 +282,14 @@ class Layer:
         """Return the numbers of the state that a mixer carries from token to token; 0 without one."""
         if self.mixer is None or not self.has_attention:
             return 0
-        return math.prod(getattr(self.attn, size) for size in self.mixer.state)
+        return math.prod(getattr(self._part(self.mixer.path), size) for size in self.mixer.state)
 
     @property
     def conv(self) -> Tensor | None:
         """Return the taps of a mixer's convolution, one row for each channel; None without a mixer."""
         if self.mixer is None or not self.has_attention:
             return None
-        return getattr(self.attn, self.mixer.conv).weight
+        return getattr(self._part(self.mixer.path), self.mixer.conv).weight
 
     def set_kv_heads(self, G: int) -> None:
         """Set the attention's number of key/value heads to G, where its forward does not read it off the weights.
@@ -294,48 +323,75 @@ class Layer:
         return nullcontext() if self.store is None else self.store.visit(self.module, lambda: self.module)
 
     def attention(self, h: Tensor, arguments: dict[str, Any]) -> Tensor:
-        """Return the attention's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
+        """Return the output of the attention's output matrix for its normed input, (B, T, D) -> (B, T, D)."""
         with self.visiting():
-            if self.mixer is not None:
-                return self.attn(h, **{name: each for name, each in arguments.items() if name not in OF_ATTENTION})
-            return self.attn(h, **arguments)[0]
+            if self.mixer_alone is not None:
+                return self.attn(h, **arguments_of_mixer(arguments))
+            return self.attn(self.enter(h), **arguments)[0]
+
+    def enter(self, h: Tensor) -> Tensor:
+        """Return what the attention reads of its normed input: with a factor in some families."""
+        return h * getattr(self.inner, self.family.entry) if self.family.entry else h
 
     def feed_forward(self, h: Tensor) -> Tensor:
-        """Return the MLP's contribution to the residual from its normed input, (B, T, D) -> (B, T, D)."""
+        """Return the output of the MLP's output matrix for its normed input, (B, T, D) -> (B, T, D).
+
+        Where more than one matrix adds to it, as of experts, it is what the MLP gives.
+        """
         with self.visiting():
-            if self.family.mlp:
-                m = self._part(self.family.mlp)(h)
-                m = m[0] if self._gives_a_pair else m
-                return sum((self._part(path)(h) for path in self._beside), m)
-            (up,) = self.up
-            return self.down(self.inner.activation_fn(up(h)))
+            if self.family.scales_mlp and self.has_mlp:
+                with collect_outputs(self.down) as outputs:
+                    self._run_mlp(h)
+                return outputs[0]
+            return self._run_mlp(h)
+
+    def _run_mlp(self, h: Tensor) -> Tensor:
+        if self.family.mlp:
+            m = self._part(self.family.mlp)(h)
+            m = m[0] if self._gives_a_pair else m
+            return sum((self._part(path)(h) for path in self._beside), m)
+        (up,) = self.up
+        return self.down(self.inner.activation_fn(up(h)))
 
     def attend(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return the attention's addition to the residual x, norms included, (B, T, D) -> (B, T, D)."""
         with self.visiting():
-            return self.post_norm(0)(self.attention(self.attn_norm(x), arguments))
+            return self.join(0, self.attention(self.attn_norm(x), arguments), x, arguments)
 
     def transform(self, x: Tensor) -> Tensor:
         """Return the MLP's addition to the residual x, norms included, (B, T, D) -> (B, T, D)."""
         with self.visiting():
-            return self.post_norm(1)(self.feed_forward(self.mlp_norm(x)))
+            m = self._run_mlp(self.mlp_norm(x))
+            return m if self.family.scales_mlp else self.post_norm(1)(m)
+
+    def join(self, which: int, output: Tensor, x: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Return the addition to the residual of the attention (0) or the MLP (1) whose output matrix gives `output`.
+
+        x, arguments  what the layer is called with, which a mixer beside the attention reads, too
+        """
+        added: Tensor = self.post_norm(which)(output)
+        if which or self.mixer_beside is None or not self.has_attention:
+            return added
+        mixed = self._part(self.mixer_beside.path)(self.attn_norm(x), **arguments_of_mixer(arguments))
+        return mixed * getattr(self.inner, self.mixer_beside.factor) + added
 
     def post_norm(self, which: int) -> nn.Module:
-        """Return the module between the attention (0) or the MLP (1) and the residual: a norm, a factor or identity."""
+        """Return the module between `out` (0) or `down` (1) and the residual: a norm, a factor or identity."""
         self._is_a_sum()
         names = self.family.post_norms
         if names:
             return getattr(self.inner, names[which])
-        return Times(self.factor) if self.family.factor else nn.Identity()
+        return Times(self.factor(which)) if self.family.factors else nn.Identity()
 
-    @property
-    def factor(self) -> float:
-        """Return the number by which the layer multiplies the additions of its sublayers to the residual."""
-        return float(getattr(self.inner, self.family.factor)) if self.family.factor else 1.0
+    def factor(self, which: int) -> float:
+        """Return the number by which the output of `out` (0) or `down` (1) is multiplied in front of the residual."""
+        sublayer = self.has_mlp if which else self.has_attention
+        return float(attrgetter(self.family.factors[which])(self.inner)) if self.family.factors and sublayer else 1.0
 
-    def scale(self, x: Tensor) -> Tensor:
-        """Return what a sublayer adds to the residual: the output of its last matrix times the layer's factor."""
-        return x if self.factor == 1 else self.factor * x
+    def scale(self, which: int, output: Tensor) -> Tensor:
+        """Return what a sublayer adds to the residual: the output of its last matrix times its factor."""
+        factor = self.factor(which)
+        return output if factor == 1 else factor * output
 
     def _is_a_sum(self) -> None:
         if self.module is not self.inner or not getattr(self.inner, "do_layer_norm_before", True):
@@ -391,6 +447,25 @@ class Layer:
         return Layer(
             module, self.family, self.config, self.head_width, self.group, number=self.number, store=self.store
         )
+
+
+def arguments_of_mixer(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what a mixer takes of the arguments of its layer, with the mask that is its own where there are two."""
+    given = {name: each for name, each in arguments.items() if name not in OF_ATTENTION}
+    if MASK_OF_MIXER in given:
+        given["attention_mask"] = given.pop(MASK_OF_MIXER)
+    return given
+
+
+@contextmanager
+def collect_outputs(matrix: nn.Module) -> Iterator[list[Tensor]]:
+    """Yield a list that fills with the outputs of a matrix, in the order of its calls."""
+    outputs: list[Tensor] = []
+    hook = matrix.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
 
 
 def states_of(returned: Any) -> Any:

@@ -225,13 +225,16 @@ def _equal_groups(kept: Iterable[int], count: int, groups: int) -> bool:
 class Removed(nn.Module):
     """Stands where an attention or an MLP was, and adds nothing to the residual."""
 
-    def __init__(self, *, attention: bool, pair: bool = False) -> None:
+    def __init__(self, *, attention: bool, pair: bool = False, buffers: Mapping[str, Tensor] | None = None) -> None:
         """Stand for an attention or an MLP.
 
-        pair  whether the MLP's forward returned a tuple with its result first, as an attention's does
+        pair     whether the MLP's forward returned a tuple with its result first, as an attention's does
+        buffers  of what stood here, which the class of the model fills itself and no folder holds
         """
         super().__init__()
         self.pair = attention or pair
+        for name, buffer in (buffers or {}).items():
+            self.register_buffer(name, buffer, persistent=False)
         self.layer_idx = 0
         self.counts = False  # True where no attention of the layer's kind is left: then this gives the cache a length
 

@@ -101,7 +101,7 @@ def _other_macs(layer: Layer, context: int) -> int:
     """Count what is no linear layer: attention's scores and sums or a mixer's state, a mixture's router and experts."""
     scores = 2 * layer.out.in_features * context if layer.has_heads else 0
     if layer.mixer is not None and layer.conv is not None:
-        scores = layer.conv.numel() + layer.mixer.macs * layer.state_numbers
+        scores += layer.conv.numel() + layer.mixer.macs * layer.state_numbers
     return scores + (0 if layer.experts is None else layer.experts.macs)
 
 

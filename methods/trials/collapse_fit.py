@@ -120,7 +120,7 @@ class Collapse:
     def _refit_for_the_next(self, s: int, x: list[Tensor], y_E: list[Tensor], z_E: list[Tensor]) -> None:
         """Refit the down matrix of layer s for the error behind the window that follows."""
         with self.layers[s].visiting(), self.dense.layers[s].visiting():
-            W, steps, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor
+            W, steps, c = self.layers[s].down.weight, self._steps(s, x), self.layers[s].factor(1)
             y_E, z_E, where = move_beside([step.y for step in steps], y_E, z_E, self.where)
             z_E = states_to_fit(where, y_E, z_E, self.how.sinks, self.wait)
 
@@ -149,12 +149,15 @@ class Collapse:
         z, where = move_beside(before, z, self.where)
         z = states_to_fit(where, before, z, self.how.sinks, self.wait)
         sinks = find_sinks(where, before, z)
-        given, c = list(zip(z, where, sinks, strict=True)), layer.factor
+        given, c = list(zip(z, where, sinks, strict=True)), layer.factor(1)
         if (self.how.attention if attention is None else attention) and layer.has_attention:
             rows = []
             for step, (target, *of) in zip(steps, given, strict=True):
-                entered = self.wait(torch.cat([step.heads, step.channels], -1))
-                rest = step.y - step.a - step.m + c * biases_of(layer)
+                of_out = layer.factor(0) / c  # times what the attention's matrix gives
+                heads = step.heads if of_out == 1 else of_out * step.heads
+                entered = self.wait(torch.cat([heads, step.channels], -1))
+                a = step.a if layer.mixer_beside is None else layer.scale(0, layer.out(step.heads))
+                rest = step.y - a - step.m + c * biases_of(layer, of_out)
                 rows.append(Rows(entered, self.wait((target.double() - rest).div_(c)), target, *of))
             (layer.out.weight, _), _ = self._solve(rows, [whole.out.weight, whole.down.weight], hold_out=False)
             steps = self._steps(s, x)
@@ -228,7 +231,7 @@ def _set_after(report: dict[str, Any], missed: dict[str, Any]) -> None:
         earlier |= {name: latest[name] for name in ("error_after", "error_held_out") if name in latest}
 
 
-def biases_of(layer: Layer) -> Tensor | int:
-    """Return the sum of the biases of the output matrices of attention and MLP; 0 where they have none."""
-    biases = [matrix.bias for matrix in (layer.out, layer.down) if matrix.bias is not None]
+def biases_of(layer: Layer, of_out: float) -> Tensor | int:
+    """Return `of_out` times the bias of the attention's output matrix and that of the MLP's; 0 where there are none."""
+    biases = [c * matrix.bias for c, matrix in ((of_out, layer.out), (1, layer.down)) if matrix.bias is not None]
     return sum(biases) if biases else 0

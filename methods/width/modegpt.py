@@ -340,7 +340,7 @@ class HeadSums:
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
         """Add tokens that enter the layer, (tokens, D)."""
-        h, (G, R, E) = self.layer.attn_norm(x), self.q.shape[1:]
+        h, (G, R, E) = self.layer.enter(self.layer.attn_norm(x)), self.q.shape[1:]
         computed = {id(matrix): matrix(h) for matrix in self.layer.qkv}
         q, k, v = (computed[id(part.matrix)][:, part.index.flatten().to(x.device)] for part in self.parts)
         q, k, v = q.view(-1, G, R, E), k.view(-1, G, E), widen(v.view(-1, G, E))

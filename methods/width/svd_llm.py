@@ -187,8 +187,8 @@ class Factors(NamedTuple):
 
 def group_by_input(layer: Layer, ranks: Ranks) -> list[list[str]]:
     """Return the paths of the matrices that are to be factored, grouped by their input."""
-    *read, out = layer.paths_of_attention
-    groups = [read, [out], layer.family.up, [layer.family.down]]
+    paths = [*layer.paths_of_attention], [*layer.paths_of_mixer], [*layer.family.up, layer.family.down]
+    groups = [group for each in paths for group in (each[:-1], each[-1:])]
     factored = []
     for group in groups:
         factored.append([name for name in group if ranks.get(name) is not None])

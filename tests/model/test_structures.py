@@ -176,13 +176,16 @@ def without(family: str, blocks: str) -> Decoder:
     return model
 
 
+WRITES = {"attention": [0], "mlp": [1], "layer": [0, 1]}
+
+
 @pytest.mark.parametrize(("family", "blocks"), PLACES)
 def test_a_block_that_is_gone_adds_nothing(family, blocks, ids):
     """Removing it equals zeroing the matrix, with its bias, through which it writes the residual."""
     silenced = model_of(family)
     for block in BLOCKS[blocks](silenced):
         layer = silenced.layers[block.layer]
-        for matrix in {"attention": [layer.out], "mlp": [layer.down], "layer": [layer.out, layer.down]}[block.part]:
+        for matrix in [each for which in WRITES[block.part] for each in layer.writers(which)]:
             for parameter in matrix.parameters():
                 parameter.data.zero_()
     expected = logits(silenced, ids)
