@@ -28,7 +28,7 @@ def quantise(folder: str, to: str, scheme: str) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="bfloat16")
     head = model.get_output_embeddings()
     names = [name for name, module in model.named_modules() if module is head]
     groups = {"linear": SCHEMES[scheme] | {"targets": ["Linear"]}}

@@ -1,12 +1,15 @@
 """Packs a finished run into few files, unpacks it, and moves records to its folder superseded/.
 
-    records.jsonl            a line for each cell: `key`, `rows_sha256`, and the keys of its record, unchanged
+    records.jsonl            a line for each cell: `key`, `rows_sha256`, and the keys of its record
     samples/NAME.parquet     the samples of a task or text of all cells; the column `cell` has the key of a row's cell
     served.jsonl             served records, as in a run that is not packed
 
 A record names the sha256 of each file of samples that its run wrote. In the packed form those files are gone. For each
 of them `rows_sha256` has the sha256 of its rows, which no version of Parquet changes. It is checked wherever the rows
 are read.
+
+Channels that went from a layer are numbers with a bit each in a line, as hexadecimal digits: [0, 2, 5] is "25". As
+lists, which lines may have too, they would be four fifths of the file.
 
 A record in superseded/, with its samples, is no part of reports any more.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +46,9 @@ SUPERSEDED = "superseded"
 BESIDE = ("models", "kept", "partial")  # folders that a cell may have beside record and samples (bench.runs.store)
 LONGEST = 240  # bytes of a key or a sample's name, which a file system takes with an ending
 MOST_CHARACTERS = 60  # characters of a name that is none
+CHANNELS = "removed_channels"  # of a record's decisions: a list of rising numbers for each layer
+MOST_CHANNELS = 2**18  # of a layer, four to a digit
+DIGITS = re.compile(f"[0-9a-f]{{1,{MOST_CHANNELS // 4}}}")
 
 
 def is_packed(run: Path) -> bool:
@@ -56,7 +63,7 @@ def files_of_packed_run(run: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class PackedLine:
-    """Holds a line of a packed run's records: its text, and its record or why it is none.
+    """Holds a line of a packed run's records: its record, or why it is none.
 
     key    of the cell; where a line has none, the words of messages for the line
     plain  the keys of the record
@@ -64,7 +71,6 @@ class PackedLine:
     """
 
     key: str
-    text: bytes
     plain: dict[str, Any]
     rows: dict[str, str]
     record: Record | InvalidRecord
@@ -78,7 +84,7 @@ def read_lines(run: Path) -> list[PackedLine]:
         line = _line(text, where, run)
         first = number_by_key.setdefault(line.key, number)
         if first != number:
-            line = PackedLine(where, text, {}, {}, InvalidRecord(f"{where} has the key of line {first}, {line.key}"))
+            line = PackedLine(where, {}, {}, InvalidRecord(f"{where} has the key of line {first}, {line.key}"))
         lines.append(line)
     return lines
 
@@ -108,9 +114,9 @@ def _line(text: bytes, where: str, run: Path) -> PackedLine:
     key = where
     try:
         key, plain, rows = _parse_line(text, where, run)
-        return PackedLine(key, text, plain, rows, record_from_json(plain, f"{run / RECORDS}: {key}"))
+        return PackedLine(key, plain, rows, record_from_json(plain, f"{run / RECORDS}: {key}"))
     except InvalidRecord as error:
-        return PackedLine(key, text, {}, {}, error)
+        return PackedLine(key, {}, {}, error)
 
 
 def _parse_line(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
@@ -126,7 +132,35 @@ def _parse_line(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any]
             raise InvalidRecord(
                 f"{where}: a key and the names of samples are file names, and {name[:MOST_CHARACTERS]!r} is none"
             )
+    _read_bits(plain, where)
     return plain.pop("key"), plain, rows
+
+
+def _read_bits(plain: dict[str, Any], where: str) -> None:
+    """Replace the channels of a plain record that a line has as bits by lists. Raises InvalidRecord."""
+    decisions = plain.get("decisions")
+    layers = decisions.get(CHANNELS) if isinstance(decisions, dict) else None
+    if not isinstance(decisions, dict) or not isinstance(layers, list):
+        return
+    if wrong := [bits for bits in layers if isinstance(bits, str) and not DIGITS.fullmatch(bits)]:
+        raise InvalidRecord(f"{where}: {CHANNELS} are lists, or bits as hexadecimal digits; got {wrong[0][:20]!r}")
+    decisions[CHANNELS] = [_numbers_of_bits(bits) if isinstance(bits, str) else bits for bits in layers]
+
+
+def _numbers_of_bits(bits: str) -> list[int]:
+    """Return the places of the bits that are set, rising, the last digit's first bit being 0: "25" is [0, 2, 5]."""
+    return [number for number, bit in enumerate(reversed(f"{int(bits, 16):b}")) if bit == "1"]
+
+
+def _line_of_record(key: str, rows: Mapping[str, str], plain: dict[str, Any]) -> bytes:
+    """Return the line of a plain record, its channels as bits where they are rising numbers."""
+    decisions = plain.get("decisions")
+    layers = decisions.get(CHANNELS) if isinstance(decisions, dict) else None
+    if isinstance(decisions, dict) and layers and max(map(max, filter(None, layers)), default=0) < MOST_CHANNELS:
+        as_bits = [f"{sum(1 << number for number in set(numbers)):x}" for numbers in layers]
+        if [_numbers_of_bits(bits) for bits in as_bits] == layers:
+            plain = plain | {"decisions": decisions | {CHANNELS: as_bits}}
+    return json.dumps({"key": key, "rows_sha256": rows} | plain, allow_nan=False).encode()
 
 
 def _is_file_name(name: str) -> bool:
@@ -177,7 +211,7 @@ def _copy_packed(run: Path, target: Path, wrong: dict[str, InvalidRecord]) -> li
     """
     every = read_lines(run)
     wrong |= {line.key: line.record for line in every if isinstance(line.record, InvalidRecord)}
-    packed = [line.text for line in every if line.key not in wrong]
+    packed = [_line_of_record(line.key, line.rows, line.plain) for line in every if line.key not in wrong]
     refuse_none_left(run, packed, wrong)
     _tables(run, every)
     for path in files_of_packed_run(run)[1:]:
@@ -203,7 +237,7 @@ def _pack_samples(run: Path, paths: Sequence[Path], target: Path, wrong: dict[st
         hashes = {name: sha256_of_rows(table) for name, table in table_by_name.items()}
         for name, table in table_by_name.items():
             tables.setdefault(name, []).append(_with_cell(table, path.stem))
-        packed.append(json.dumps({"key": path.stem, "rows_sha256": hashes} | plain, allow_nan=False).encode())
+        packed.append(_line_of_record(path.stem, hashes, plain))
     refuse_none_left(run, packed, wrong)
     files = {name: _parquet(f"{run}: the samples {name}", several) for name, several in tables.items()}
     for name, table in files.items():

@@ -77,6 +77,57 @@ def test_a_packed_copy_leaves_the_run_alone(run, tmp_path):
     ]
 
 
+def record_with_channels(run, channels):
+    """Let the first record of a run say that these channels went; return its path."""
+    path = run_folder.files_of_records(run)[0]
+    plain = json.loads(path.read_text())
+    plain["decisions"]["removed_channels"] = channels
+    path.write_text(json.dumps(plain, indent=1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("channels", "line"),
+    [
+        ([[0, 2, 5], [], [63]], ["25", "0", "8000000000000000"]),
+        ([[5, 2], [], []], [[5, 2], [], []]),  # an order that bits would lose
+        ([[2, 2], [], []], [[2, 2], [], []]),
+        ([[10**9], []], [[10**9], []]),  # as many digits as no line should have
+        ([], []),
+    ],
+)
+def test_channels_are_bits_of_a_line_and_numbers_again(channels, line, run, tmp_path):
+    path = record_with_channels(run, channels)
+    packed_run.pack_run(run, tmp_path / "copy")
+    (first, *_) = (tmp_path / "copy" / "records.jsonl").read_text().splitlines()
+    assert json.loads(first)["decisions"]["removed_channels"] == line
+    again = run_folder.read_records(tmp_path / "copy")
+    assert again[path.stem].decisions["removed_channels"] == channels
+    assert again == run_folder.read_records(run)
+
+
+def test_lines_with_lists_are_read_and_packed_anew_with_bits(run, tmp_path):
+    path = record_with_channels(run, [[1, 3]])
+    packed_run.pack_run(run, tmp_path / "new")
+    lines = tmp_path / "new" / "records.jsonl"
+    packed = lines.read_bytes()
+    lines.write_bytes(packed.replace(b'["a"]', b"[[1, 3]]"))
+    assert lines.read_bytes() != packed
+    assert run_folder.read_records(tmp_path / "new")[path.stem].decisions["removed_channels"] == [[1, 3]]
+    packed_run.pack_run(tmp_path / "new", tmp_path / "again")
+    assert (tmp_path / "again" / "records.jsonl").read_bytes() == packed
+
+
+@pytest.mark.parametrize("bits", ["", "xyz", "-5", "0x5", "F", "5 "])
+def test_bits_that_are_none_make_a_line_that_is_no_record(bits, run, tmp_path):
+    record_with_channels(run, [[1, 3]])
+    packed_run.pack_run(run, tmp_path / "new")
+    lines = tmp_path / "new" / "records.jsonl"
+    lines.write_bytes(lines.read_bytes().replace(b'["a"]', json.dumps([bits]).encode()))
+    (first, *_) = packed_run.read_lines(tmp_path / "new")
+    assert f"removed_channels are lists, or bits as hexadecimal digits; got {bits!r}" in str(first.record)
+
+
 @pytest.mark.parametrize(
     "words",
     [
