@@ -147,6 +147,11 @@ def _read_bits(plain: dict[str, Any], where: str) -> None:
     decisions[CHANNELS] = [_numbers_of_bits(bits) if isinstance(bits, str) else bits for bits in layers]
 
 
+def _bits_of_numbers(numbers: list[int]) -> str:
+    """Return numbers as bits, each set once."""
+    return f"{sum(1 << number for number in set(numbers)):x}"
+
+
 def _numbers_of_bits(bits: str) -> list[int]:
     """Return the places of the bits that are set, rising, the last digit's first bit being 0: "25" is [0, 2, 5]."""
     return [number for number, bit in enumerate(reversed(f"{int(bits, 16):b}")) if bit == "1"]
@@ -157,7 +162,7 @@ def _line_of_record(key: str, rows: Mapping[str, str], plain: dict[str, Any]) ->
     decisions = plain.get("decisions")
     layers = decisions.get(CHANNELS) if isinstance(decisions, dict) else None
     if isinstance(decisions, dict) and layers and max(map(max, filter(None, layers)), default=0) < MOST_CHANNELS:
-        as_bits = [f"{sum(1 << number for number in set(numbers)):x}" for numbers in layers]
+        as_bits = list(map(_bits_of_numbers, layers))
         if [_numbers_of_bits(bits) for bits in as_bits] == layers:
             plain = plain | {"decisions": decisions | {CHANNELS: as_bits}}
     return json.dumps({"key": key, "rows_sha256": rows} | plain, allow_nan=False).encode()
