@@ -238,6 +238,6 @@ def divergence_of_relations(own: Tensor, dense: Tensor) -> Tensor:
 
 
 def _relations(states: Tensor, later: Tensor) -> Tensor:
-    """Return the logarithm of each token's relations to those that are not later: (B, T, width) -> (B, T, T)."""
+    """Return log softmax(S S^T / sqrt(width)) over each token and those before it: (B, T, width) -> (B, T, T)."""
     products = states.float() @ states.float().mT / states.shape[-1] ** 0.5
     return products.masked_fill(later, -torch.inf).log_softmax(-1)

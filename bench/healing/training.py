@@ -296,13 +296,13 @@ class Training:
 
 
 def join_parts(values: Tensor) -> Tensor:
-    """Return the whole tensor of which each process has a part; one that is whole as it is."""
+    """Return the whole of a tensor that is divided among processes; an undivided one is returned unchanged."""
     whole: Tensor = values.full_tensor() if hasattr(values, "full_tensor") else values
     return whole
 
 
 def divide_like(weight: Tensor, values: Tensor) -> Tensor:
-    """Return values as a weight lies on processes: of a divided one the part of this process, else all of them."""
+    """Return values divided among processes as a weight is; unchanged where it is not divided."""
     if not hasattr(weight, "full_tensor"):
         return values
     from torch.distributed.tensor import distribute_tensor

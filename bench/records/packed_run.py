@@ -132,18 +132,17 @@ def _parse_line(text: bytes, where: str, run: Path) -> tuple[str, dict[str, Any]
             raise InvalidRecord(
                 f"{where}: a key and the names of samples are file names, and {name[:MOST_CHARACTERS]!r} is none"
             )
-    _read_bits(plain, where)
+    _read_bits(plain.get("decisions"), where)
     return plain.pop("key"), plain, rows
 
 
-def _read_bits(plain: dict[str, Any], where: str) -> None:
-    """Replace the channels of a plain record that a line has as bits by lists. Raises InvalidRecord."""
-    decisions = plain.get("decisions")
-    layers = decisions.get(CHANNELS) if isinstance(decisions, dict) else None
-    if not isinstance(decisions, dict) or not isinstance(layers, list):
-        return
+def _read_bits(decisions: Any, where: str) -> None:
+    """Replace the channels of decisions that a line has as bits by lists. Raises InvalidRecord."""
+    if not isinstance(decisions, dict) or not isinstance(layers := decisions.get(CHANNELS), list):
+        return  # which is judged with the whole record
     if wrong := [bits for bits in layers if isinstance(bits, str) and not DIGITS.fullmatch(bits)]:
-        raise InvalidRecord(f"{where}: {CHANNELS} are lists, or bits as hexadecimal digits; got {wrong[0][:20]!r}")
+        got = wrong[0][:MOST_CHARACTERS]
+        raise InvalidRecord(f"{where}: {CHANNELS} are lists, or bits as hexadecimal digits; got {got!r}")
     decisions[CHANNELS] = [_numbers_of_bits(bits) if isinstance(bits, str) else bits for bits in layers]
 
 
@@ -158,10 +157,10 @@ def _numbers_of_bits(bits: str) -> list[int]:
 
 
 def _line_of_record(key: str, rows: Mapping[str, str], plain: dict[str, Any]) -> bytes:
-    """Return the line of a plain record, its channels as bits where they are rising numbers."""
-    decisions = plain.get("decisions")
-    layers = decisions.get(CHANNELS) if isinstance(decisions, dict) else None
-    if isinstance(decisions, dict) and layers and max(map(max, filter(None, layers)), default=0) < MOST_CHANNELS:
+    """Return the line of a plain record that fits, its channels as bits where they are rising numbers."""
+    decisions = plain.get("decisions", {})
+    layers = decisions.get(CHANNELS, [])
+    if max(map(max, filter(None, layers)), default=MOST_CHANNELS) < MOST_CHANNELS:
         as_bits = list(map(_bits_of_numbers, layers))
         if [_numbers_of_bits(bits) for bits in as_bits] == layers:
             plain = plain | {"decisions": decisions | {CHANNELS: as_bits}}

@@ -151,7 +151,7 @@ def _words_of_point(point: dict[str, Any]) -> str:
 ROUNDED = 0.02  # nats by which the mean of all tokens may differ in other types than float32, which kernels round
 COARSE = 1.0  # nats by which the mean may differ in weights of fewer bits: a folder read wrongly is further off
 AS_EXACT = 3  # times as far from float64 as this suite's float32 an engine may be, for models that float32 fails
-WHOLE_BESIDE_COMPRESSED = torch.bfloat16  # of states, embeddings and all else that llmcompressor leaves as it is
+BESIDE_COMPRESSED = "bfloat16"  # dtype of states, embeddings and all else that llmcompressor leaves as it is
 ON_A_GPU = {"gpu_memory_utilization": 0.45}  # of the dense and of the pruned model, which lie there side by side
 
 
@@ -218,9 +218,8 @@ class ByVllm:
         """Write a model as a folder whose linear layers llmcompressor has quantised. Raises UserError and NotServed."""
         whole = path.with_name(f"{path.name}-whole")
         try:
-            manifest = save_load.save(
-                model.model, whole, tokenizer=model.tokenizer, facts=model.facts, dtype=WHOLE_BESIDE_COMPRESSED
-            )
+            dtype = getattr(torch, BESIDE_COMPRESSED)
+            manifest = save_load.save(model.model, whole, tokenizer=model.tokenizer, facts=model.facts, dtype=dtype)
             if manifest["loads_with"] != "transformers":
                 raise UserError(f"{manifest['reason']}, and {llm_compressor.NAME} takes no such folders")
             python, silence = self.protocol.llmcompressor_python, self.protocol.silence
@@ -349,7 +348,7 @@ def compare_means(ours: torch.Tensor, theirs: torch.Tensor, allowed: float = ROU
 
 def _dtype_of_states(exported: ExportedModel) -> str:
     """Return the dtype that vLLM computes a folder in."""
-    return str(WHOLE_BESIDE_COMPRESSED).partition(".")[2] if exported.type in COMPRESSED else exported.type
+    return BESIDE_COMPRESSED if exported.type in COMPRESSED else exported.type
 
 
 def _bytes_of_weights(folder: Path) -> int:

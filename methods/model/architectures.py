@@ -203,6 +203,14 @@ GEMMA2 = replace(
     uncut=(NORMED,),
 )
 
+BAMBA = replace(
+    LLAMA,
+    final_norm="model.final_layernorm",
+    mlp="feed_forward",
+    up=("feed_forward.gate_proj", "feed_forward.up_proj"),
+    down="feed_forward.down_proj",
+    mlp_norm="pre_ff_layernorm",
+)
 OLMO = replace(
     LLAMA,
     attn_norm="",
@@ -278,23 +286,13 @@ FAMILIES = {
     ),
     "qwen3_5_text": replace(LLAMA, gain_offset=1.0, gated_heads=True, mixer=DELTA_NET, uncut=(MIXERS, MIXED_RESIDUAL)),
     "bamba": replace(
-        LLAMA,
-        final_norm="model.final_layernorm",
-        mlp="feed_forward",
-        up=("feed_forward.gate_proj", "feed_forward.up_proj"),
-        down="feed_forward.down_proj",
-        mlp_norm="pre_ff_layernorm",
+        BAMBA,
         tupled=2,
         mixer=replace(MAMBA2, attentions="attn_layer_indices"),
         uncut=(MIXERS, MIXED_RESIDUAL),
     ),
     "falcon_h1": replace(
-        LLAMA,
-        final_norm="model.final_layernorm",
-        mlp="feed_forward",
-        up=("feed_forward.gate_proj", "feed_forward.up_proj"),
-        down="feed_forward.down_proj",
-        mlp_norm="pre_ff_layernorm",
+        BAMBA,
         tupled=1,
         factors=("attn_out_multiplier", "feed_forward.down_multiplier"),
         scales_mlp=True,

@@ -240,6 +240,9 @@ def test_training_ends_where_the_held_out_loss_has_not_fallen_for_as_many_points
         (("--heal-at", "0,129"), "--heal-at 129 is beyond the 128 tokens of --heal-tokens"),
         (("--heal-answers",), "--heal-answers is measured after the tokens of --heal-at, and there are none"),
         (("--heal-answers", "--heal-at", "0"), "--heal-answers measures the tasks of --tasks, and there are none"),
+        (("--heal-processes", "0"), "--heal-processes is a positive number"),
+        (("--heal-processes", "9"), "--heal-processes 9 share the sequences of a step, and --heal-batch has 8"),
+        (("--heal-processes", "2", "--heal-at", "0"), "--heal-at measures in the one process of a cell"),
         (("--heal-at", "0", "--texts", "none"), "--heal-at measures the texts of --texts"),
     ],
 )

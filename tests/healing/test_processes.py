@@ -86,21 +86,6 @@ def test_a_run_heals_in_two_processes_with_the_records_of_one(base, text_file, t
     assert [record.cell.healing.processes for record in healed] == [1, 2]
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--heal-processes", "0"), "--heal-processes is a positive number"),
-        (("--heal-processes", "9"), "--heal-processes 9 share the sequences of a step, and --heal-batch has 8"),
-        (("--heal-processes", "2", "--heal-at", "0"), "--heal-at measures in the one process of a cell"),
-    ],
-)
-def test_processes_that_cannot_be_are_refused_before_any_work(flags, message, base, text_file, capsys):
-    recipe = ("--heal", "lora", "--heal-tokens", "128", "--heal-length", "16", "--heal-text", str(text_file))
-    assert main([*base, "--methods", "drop-tail", "--ratio", "0.3", *recipe, *flags]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert message in line
-
-
 def test_processes_on_gpus_need_one_for_each():
     target = validate.Target(Decoder(tiny("llama")), torch.device("cuda"), torch.float32)
     validate._check_healing(Recipe(processes=2, length=16), [], target, 2)

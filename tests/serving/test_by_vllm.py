@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from uneven_models import bpe, uneven
 
 from bench.data.texts import EvaluationText
-from bench.plan.protocol import ServedProtocol
+from bench.inference.quantise_script import SCHEMES
+from bench.plan.protocol import COMPRESSED, ServedProtocol
 from bench.runs.reproduce import PrunedModel
 from bench.serving import adapters
 from bench.serving.adapters import (
@@ -153,19 +154,25 @@ def compressing(monkeypatch):
     return engine
 
 
-def test_the_linear_layers_of_a_folder_have_as_few_numbers_as_their_type(compressing, tmp_path):
-    whole = PrunedModel(Decoder(tiny("llama", vocab_size=260)), bpe(), {}, None)
-    folder = compressing.export(whole, tmp_path / "model", "w8a8", "model")
+@pytest.mark.parametrize(("kind", "most"), [("w8a8", 255), ("w4a16", 15)])
+def test_the_linear_layers_of_a_folder_have_as_few_numbers_as_their_type(kind, most, compressing, tmp_path):
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "vocab_size": 260}
+    whole = PrunedModel(Decoder(tiny("llama", layers=1, **shape)), bpe(), {}, None)
+    folder = compressing.export(whole, tmp_path / "model", kind, "model")
     assert list(tmp_path.iterdir()) == [folder.path]  # the folder before is removed
     assert folder.bytes == sum(file.stat().st_size for file in folder.path.glob("*.safetensors"))
     mine, its = whole.model.model.state_dict(), AutoModelForCausalLM.from_pretrained(folder.path).state_dict()
     for name, weight in its.items():
         if "_proj" in name:
-            off = (weight.float() - mine[name]).abs().amax(-1) / mine[name].abs().amax(-1)  # of each output channel
-            assert 0 < off.max() <= 0.5 / 127 + 2**-7  # of the step of 8 bits, and of bfloat16
-            assert len(weight[0].unique()) < len(mine[name][0].unique()) or weight.shape[1] < 128
-        elif "embed" in name:
-            assert torch.equal(weight, mine[name].bfloat16())
+            rows = weight.view(-1, SCHEMES[kind]["weights"].get("group_size", weight.shape[1]))
+            numbers = max(len(row.unique()) for row in rows)
+            assert most / 2 < numbers <= most < rows.shape[1]
+        else:
+            assert torch.equal(weight.bfloat16(), mine[name].bfloat16())
+
+
+def test_every_type_of_llmcompressor_has_its_scheme():
+    assert set(SCHEMES) == set(COMPRESSED)
 
 
 def test_weights_of_fewer_bits_are_computed_in_bfloat16_and_may_be_further_off(compressing, tmp_path):
