@@ -68,6 +68,7 @@ class Pruner(ABC):
     only_cuts: ClassVar[bool] = False  # whether its decisions name all that it changes
     axes: ClassVar[tuple[str, ...]] = ("layers",)  # of layers, heads, channels, experts, residual
     takes_first: ClassVar[bool] = False  # whether it may merge or empty the first layers too, which some families fix
+    needs_mlps: ClassVar[bool] = False  # whether each layer has to have an MLP, which those of some families have not
     leaves: ClassVar[tuple[str, ...]] = ("layers",)  # shapes of its models, by the names of bench.export.write
 
     # What lists, figures, the doctor and the tests take from it.

@@ -148,6 +148,7 @@ class Card:
     takes_ratio: bool = True
     axes: tuple[str, ...] = ()
     takes_first: bool = False
+    needs_mlps: bool = False
     leaves: tuple[str, ...] = ()
     paper_ratio: str = ""
     paper_reads: str = ""
@@ -179,9 +180,10 @@ class Card:
 
     @property
     def without(self) -> tuple[str, ...]:
-        """Return the families whose models it cannot serve: one axis is uncut, or a layer that it takes is fixed."""
-        fixed = {name for name, family in FAMILIES.items() if self.takes_first and family.added}
-        return tuple(name for name, family in FAMILIES.items() if name in fixed or any(map(family.never, self.axes)))
+        """Return the families whose models it cannot serve: one axis is uncut, or a layer is fixed or has no MLP."""
+        lacking = {name for name, family in FAMILIES.items() if self.takes_first and family.added}
+        lacking |= {name for name, family in FAMILIES.items() if self.needs_mlps and family.alone}
+        return tuple(name for name, family in FAMILIES.items() if name in lacking or any(map(family.never, self.axes)))
 
 
 def cards_of_methods() -> list[Card]:

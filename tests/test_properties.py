@@ -149,7 +149,10 @@ def test_the_list_says_which_families_a_method_cannot_serve(method):
             methods.make(method, SPECS.get(method)).plan(dense(family), 0.2)
         except Unsupported:
             refused.add(family)
-    without = {"granitemoehybrid"} if "experts" in card.axes else set()  # whose tiny model has no experts
+        except OutOfReach:  # where no neighbours are alike, which laco merges
+            assert (family, method.partition("-")[0]) == ("nemotron_h", "laco")
+    # the tiny models of these have no experts
+    without = {"granitemoehybrid", "nemotron_h"} if "experts" in card.axes else set()
     without |= {"qwen3_vl"} if method == "drop" else set()  # of which it is to drop a layer that is fixed
     assert refused == set(card.without) | without
     assert card.needs in ("nothing", "calibration", "calibration, gradients")
@@ -244,7 +247,8 @@ def test_what_a_configuration_lists_travels_with_the_layers(family):
     for name in LISTS:
         if (said := getattr(Decoder(tiny(family)).config, name, None)) is not None:
             assert getattr(model.config, name) == [said[i] for i in (0, 2, 5)]
-    assert [layer.attn.layer_idx for layer in model.layers] == [0, 1, 2]
+    numbers = [layer.attn.layer_idx if layer.has_attention else place for place, layer in enumerate(model.layers)]
+    assert numbers == [0, 1, 2]
 
 
 def check_cache_size(model: Decoder, ids: torch.Tensor) -> None:

@@ -30,6 +30,7 @@ ON_HYBRIDS = ("drop-tail", "sleb", "llm-drop", "laco", "laco-ls", "puzzle", "svd
 ON_HYBRIDS += ("llm-drop+ghost",)
 ON_PARALLEL_HYBRIDS = ("flap+refit", "llm-pruner", "modegpt", "sleb+scale")  # which cut the heads beside mixers
 HYBRID_CELLS = [(method, its) for method in ON_HYBRIDS for its in HYBRIDS]
+HYBRID_CELLS = [cell for cell in HYBRID_CELLS if cell not in {("laco", "nemotron_h"), ("laco-ls", "nemotron_h")}]
 HYBRID_CELLS += [(method, "falcon_h1") for method in ON_PARALLEL_HYBRIDS]
 # What depends on a model's shapes alone is tried with each kind of shape of every family; the other methods at night.
 KINDS = ("laco-ls", "blockpruner", "2ssp", "llm-pruner", "slicegpt", "svd-llm", "flap+refit")

@@ -26,6 +26,7 @@ from methods.model.architectures import Family, has_mixers
 from methods.model.decoder import Decoder
 from methods.model.layer import states_of
 from methods.model.layer_store import LayerStore
+from methods.model.parts import InPlace
 
 About = TypeVar("About")
 
@@ -160,14 +161,14 @@ def _gather(reader: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-class _Place(nn.Module):
+class _Place(InPlace):
     """Stands where a layer is, notes what it is called with, and passes the hidden states on.
 
     The last one ends the forward, or returns `result` where it has one.
     """
 
-    def __init__(self, family: Family, *, is_last: bool) -> None:
-        super().__init__()
+    def __init__(self, layer: nn.Module, family: Family, *, is_last: bool) -> None:
+        super().__init__(layer)
         self.family, self.is_last = family, is_last
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
         self.x: Tensor | None = None
@@ -219,7 +220,9 @@ class _Sweep:
         self.decoder = Decoder(model, store)
         self.layers = self.decoder.stack
         last = len(self.layers) - 1
-        self.places = [_Place(self.decoder.family, is_last=slot == last) for slot in range(last + 1)]
+        self.places = [
+            _Place(layer, self.decoder.family, is_last=slot == last) for slot, layer in enumerate(self.layers)
+        ]
 
     def chunks(self, calls: Iterable[tuple[Call, About]], room: int) -> Iterator[list[tuple[_Entered, About]]]:
         """Yield lists of entered calls, as many as may wait between two layers, and one at least."""

@@ -118,7 +118,7 @@ def refuse_unless_alike(model: Decoder) -> None:
     for layer in model.layers:
         if layer.module is not layer.inner:
             raise UserError("each layer of a sliced model has a basis of its own; similarity compares unsliced models")
-        if not (layer.has_attention and layer.has_mlp):
+        if layer.lost:
             raise UserError("a layer has lost its attention or its MLP; similarity compares whole layers")
         if layer.experts is not None:
             raise UserError("a layer has a mixture of experts; similarity compares layers with a single MLP")

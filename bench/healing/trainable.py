@@ -69,7 +69,7 @@ def find_layers_beside_cuts(model: Decoder) -> set[int]:
     numbers = [-1, *model.numbers, model.given]
     gaps = [place for place, (front, behind) in enumerate(pairwise(numbers)) if behind > front + 1]
     beside = {place for gap in gaps for place in (gap - 1, gap)}
-    beside |= {place for place, layer in enumerate(model.layers) if not (layer.has_attention and layer.has_mlp)}
+    beside |= {place for place, layer in enumerate(model.layers) if layer.lost}
     return beside & set(range(len(model.layers)))
 
 

@@ -136,6 +136,19 @@ HYBRIDS: dict[str, dict[str, Any]] = {  # of mixers and attentions
         "ssm_out_multiplier": 0.4,
         "ssm_multipliers": [0.9, 0.5, 0.7, 1.4, 0.6],
     },
+    "nemotron_h": {  # one sublayer in each layer
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "layers_block_type": ["linear_attention", "mlp", "linear_attention", "full_attention", "mlp", "full_attention"],
+        "mlp_bias": True,
+        "use_bias": True,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 10,
+        "n_groups": 2,
+        "ssm_state_size": 6,
+        "chunk_size": 8,
+    },
 }
 WITH_MIXERS = (*HYBRIDS, "qwen3_next")
 LATER: dict[str, dict[str, Any]] = {

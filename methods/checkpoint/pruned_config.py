@@ -189,8 +189,7 @@ def _facts(layer: Layer) -> dict[str, Any]:
         "attention_output_bias": layer.has_heads and layer.out.bias is not None,
         "mlp_output_bias": has_one_mlp(layer) and layer.down.bias is not None,
     }
-    has = {"attention": layer.has_attention, "mlp": layer.has_mlp}
-    return facts if all(has.values()) else facts | {"skip": [part for part in has if not has[part]]}
+    return facts | {"skip": layer.lost} if layer.lost else facts
 
 
 def cut(model: Decoder, config: PrunedConfig) -> None:
@@ -208,7 +207,7 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
             _cut_attention(layer, facts, number)
         if "mlp" in facts.skip:
             layer.remove_mlp()
-        elif layer.experts is None:
+        elif has_one_mlp(layer):
             _within("intermediate_size", facts.intermediate_size, layer.down.in_features, number)
             keep_channels(layer, range(facts.intermediate_size))
             _set_bias(layer.down, facts.mlp_output_bias)

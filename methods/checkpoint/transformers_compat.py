@@ -32,6 +32,7 @@ from methods.checkpoint.pruned_config import (
     class_of_config,
     class_that_cuts,
     describe,
+    has_one_mlp,
     make_empty,
     stock_config_of,
 )
@@ -60,7 +61,7 @@ def config_of_uniform(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
     for number, facts in enumerate(form.per_layer_config):
         for part in facts.skip:
             raise Uneven(f"layer {number} has no {part}")
-    single = [number for number, layer in enumerate(model.layers) if layer.experts is None]
+    single = [number for number, layer in enumerate(model.layers) if has_one_mlp(layer)]
     with_heads = [number for number, layer in enumerate(model.layers) if layer.has_heads]
     for width in WIDTHS:
         numbers = single if width == "intermediate_size" else with_heads

@@ -144,6 +144,8 @@ class Refit(Compensation):
             return [wait(layer(state, given)) for state, given, _ in batches], []
         h, dense, report = x, whole.on(layer.device), list[dict[str, Any]]()
         for which, part in enumerate(("attention", "mlp")):
+            if part not in layer.built_with:
+                continue
             enters = zip(x if layer.parallel else h, batches, strict=True)
             entered = [(state, given, where) for state, (_, given, where) in enters]
             if part in cut:

@@ -113,6 +113,7 @@ class LaCoLS(Pruner):
     reuses = "removals"
     axes = ("layers", "channels")  # which a survivor takes over from its window
     takes_first = True
+    needs_mlps = True
     look = Look("mixed", "D")
     tiny = "trial_tokens=48,final_tokens=96"
 
@@ -145,7 +146,7 @@ class LaCoLS(Pruner):
                 "attention=yes nor sweeps have a fit that is linear"
             )
         if not all(layer.has_mlp for layer in model.layers):
-            raise Unsupported("a layer has lost its MLP, whose down matrix would take up what its window did")
+            raise Unsupported("a layer has no MLP, whose down matrix would take up what its window did")
         return {"layers": whole_layers(model, ratio)}
 
     @torch.no_grad()

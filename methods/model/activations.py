@@ -22,6 +22,7 @@ from methods.errors import Unsupported
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
+from methods.model.parts import InPlace
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,11 @@ class EntryNoted(Exception):
     """Ends a forward whose layers have noted their arguments."""
 
 
-class _Recorder(nn.Module):
+class _Recorder(InPlace):
     """Stands in for a layer, notes its arguments, and passes the states on unchanged; the last one ends the forward."""
 
     def __init__(self, layer: Layer, *, is_last: bool) -> None:
-        super().__init__()
+        super().__init__(layer.module)
         self.layer, self.is_last = layer, is_last
         self.x: Tensor | None = None
         self.arguments: dict[str, Any] = {}

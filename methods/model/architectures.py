@@ -43,6 +43,14 @@ def _has_experts(config: Any, attention: Any) -> bool:
     return bool(config.num_local_experts)
 
 
+def _has_layers_of_experts(config: Any, attention: Any) -> bool:
+    return "moe" in config.layer_types
+
+
+def _projects_for_experts(config: Any, attention: Any) -> bool:
+    return config.moe_latent_size is not None
+
+
 @dataclass(frozen=True)
 class Uncut:
     """Says why models of a family cannot be cut along an axis.
@@ -75,6 +83,7 @@ class Mixture:
     shared: str = ""  # an MLP beside the bank that every token takes, and that stays
     gate_up: str = "gate_up_proj"  # of the bank: gate and up in one; a bias has `_bias` behind its matrix's name
     down: str = "down_proj"  # of the bank
+    gated: bool = True  # there is a gate
     transposed: bool = False  # the bank's matrices are (in, out)
     paired: bool = False  # gate and up of a channel lie side by side, and not in two halves
     pair: bool = False  # the mixture's forward gives back its result and the router's weights
@@ -100,6 +109,7 @@ class Mixer:
     own: tuple[str, ...]  # its other parameters, which are neither matrices nor a norm
     conv: str = "conv1d"  # the convolution of each channel over the latest tokens
     attentions: str = ""  # the configuration's list of the layers that have an attention; "": it has layer_types
+    kind: str = ""  # the entry of layer_types that its layers have, where their path does not say it
     beside: bool = False  # it stands beside the attention of each layer, and reads the same normed residual
     factor: str = ""  # what the layer calls the number by which it multiplies the mixer's result
 
@@ -137,6 +147,7 @@ class Family:
     gated_heads: bool = False  # q has twice the rows: behind those of each head stand those of a gate of its output
     mixer: Mixer | None = None  # what stands for the attention of some layers
     beside: str = ""  # a module whose result is added to the MLP's, in layers that have it
+    alone: tuple[str, ...] = ()  # a layer has one sublayer: an MLP if layer_types has one of these, or an attention
     tupled: int = 0  # entries of the tuple that a layer returns, the states first; 0: it returns the states alone
     factors: tuple[str, ...] = ()  # paths of the numbers by which the outputs of `out` and of `down` are multiplied
     scales_mlp: bool = False  # the MLP's own forward multiplies by the second of them, and not the layer
@@ -178,6 +189,8 @@ MAMBA2 = Mixer(
     own=("A_log", "D", "dt_bias"),
     macs=2,  # the update by dt x B^T, and S C
 )
+
+FEW_HEADS = Uncut("heads", "few of its layers have an attention, and a mixer has no key/value heads")
 
 MIXTURE = Mixture()
 MIXED = tuple(Uncut(axis, "a mixture of experts stands for its MLP") for axis in ("channels", "residual"))
@@ -320,6 +333,43 @@ FAMILIES = {
             MIXERS,
             MIXED_RESIDUAL,
             replace(MIXED[0], models="with experts, as Granite 4.0 H Tiny", of=_has_experts),
+        ),
+    ),
+    "nemotron_h": Family(
+        layers="model.layers",
+        embed="model.embeddings",
+        final_norm="model.norm_f",
+        attn="mixer",
+        qkv=("mixer.q_proj", "mixer.k_proj", "mixer.v_proj"),
+        out="mixer.o_proj",
+        mlp="mixer",
+        up=("mixer.up_proj",),
+        down="mixer.down_proj",
+        attn_norm="norm",
+        mlp_norm="norm",
+        alone=("mlp", "moe"),
+        mixer=replace(MAMBA2, path="mixer", reads=("mixer.in_proj",), out="mixer.out_proj", kind="linear_attention"),
+        mixture=replace(
+            MIXTURE,
+            router="mixer.gate",
+            bank="mixer.experts",
+            shared="mixer.shared_experts",
+            groups="num_group",
+            groups_per_token="topk_group",
+            gate_up="up_proj",
+            gated=False,
+            counts=("num_experts", "num_local_experts"),
+        ),
+        uncut=(
+            FEW_HEADS,
+            MIXED_RESIDUAL,
+            replace(MIXED[0], models="with experts, as Nemotron 3 Nano", of=_has_layers_of_experts),
+            Uncut(
+                "experts",
+                "they read a projection of the residual",
+                "with a moe_latent_size",
+                _projects_for_experts,
+            ),
         ),
     ),
     "granite": replace(LLAMA, factors=("residual_multiplier", "residual_multiplier")),

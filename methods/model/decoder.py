@@ -217,7 +217,9 @@ class Decoder:
         self.refuse_sliced()
         if [layer.number for layer in layers[: self.fixed_layers]] != list(range(self.fixed_layers)):
             self.refuse_fixed()
-        if self.family.mixer is not None and all(layer.mixer_alone is not None for layer in layers):
+        if self.family.mixer is not None and not any(
+            layer.mixer_alone is None and "attention" in layer.built_with for layer in layers
+        ):
             raise Unsupported(
                 "no layer with an attention would be left beside the mixers, off which a cache of transformers reads "
                 "how many tokens it holds"

@@ -28,6 +28,7 @@ from methods.model.activations import enter
 from methods.model.calibration import Calibration, Wait
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
+from methods.model.parts import InPlace
 
 TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
 
@@ -141,11 +142,11 @@ class _BackwardPass:
                 a[weight].addcmul_(gradient, gradient, value=of_one)
 
 
-class _Returns(nn.Module):
+class _Returns(InPlace):
     """Stands in for a layer, and returns what the last one has returned."""
 
-    def __init__(self, returned: Any) -> None:
-        super().__init__()
+    def __init__(self, layer: nn.Module, returned: Any) -> None:
+        super().__init__(layer)
         self.returned = returned
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -187,7 +188,7 @@ def _names_of_weights(layer: Layer, weights: Collection[Tensor]) -> list[str]:
 def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> tuple[float, Tensor]:
     """Return a micro-batch's mean loss L and dL/dy, where y leaves the last layer, (B, T, D) both."""
     y = y.detach().requires_grad_()
-    modules = model.swap_stack(nn.ModuleList(_Returns(model.family.wrap(y)) for _ in model.stack))
+    modules = model.swap_stack(nn.ModuleList(_Returns(layer, model.family.wrap(y)) for layer in model.stack))
     try:
         with torch.enable_grad():
             logits = model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False).logits[:, :-1].float()

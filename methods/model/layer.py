@@ -65,13 +65,32 @@ class Layer:
         except AttributeError:
             if self.has_attention and self.has_mlp:
                 raise
+            if self.family.alone:
+                raise Unsupported(
+                    "a layer is an attention, a mixer or an MLP alone, and this method needs two"
+                ) from None
             raise Unsupported("a layer has lost its attention or its MLP, which this method needs whole") from None
+
+    @property
+    def built_with(self) -> tuple[str, ...]:
+        """Return the sublayers that the family gives this layer: `attention` and `mlp`, or one of them."""
+        if not self.family.alone:
+            return "attention", "mlp"
+        return ("mlp",) if self.kind in self.family.alone else ("attention",)
+
+    @property
+    def lost(self) -> list[str]:
+        """Return which of these have been removed."""
+        has = {"attention": self.has_attention, "mlp": self.has_mlp}
+        return [part for part in self.built_with if not has[part]]
 
     @property
     def mixer(self) -> Mixer | None:
         """Return where the parts of the mixer are that stands for the attention, or beside it; None without one."""
         row = self.family.mixer
-        return row if row is not None and getattr(self.inner, row.path, None) is not None else None
+        if row is None or (row.kind and self.kind != row.kind) or getattr(self.inner, row.path, None) is None:
+            return None
+        return row
 
     @property
     def mixer_beside(self) -> Mixer | None:
@@ -90,7 +109,7 @@ class Layer:
     @property
     def has_attention(self) -> bool:
         """Say whether the attention, or the mixer in its place, is still there."""
-        return not isinstance(getattr(self.inner, self._attn_path), Removed)
+        return "attention" in self.built_with and not isinstance(getattr(self.inner, self._attn_path), Removed)
 
     @property
     def has_heads(self) -> bool:
@@ -100,7 +119,8 @@ class Layer:
     @property
     def has_mlp(self) -> bool:
         """Say whether the MLP is still there."""
-        return not isinstance(attrgetter(self.family.mlp or self.family.down)(self.inner), Removed)
+        path = self.family.mlp or self.family.down
+        return "mlp" in self.built_with and not isinstance(attrgetter(path)(self.inner), Removed)
 
     def remove_attention(self) -> None:
         """Take the attention out, with a mixer beside it and norms of its own. `Decoder.set_layers` must follow."""
@@ -152,7 +172,8 @@ class Layer:
             "attention": [self._attn_path, *beside, *self._own_norms(0)],
             "mlp": [*mlp, *self._beside, *self._own_norms(1)],
         }
-        counted = {name: sum(map(_count, map(self._part, paths))) for name, paths in parts.items()}
+        counted = dict.fromkeys(parts, 0)
+        counted |= {name: sum(map(_count, map(self._part, parts[name]))) for name in self.built_with}
         return {"layer": _count(self.module)} | counted
 
     @property
@@ -355,11 +376,15 @@ class Layer:
 
     def attend(self, x: Tensor, arguments: dict[str, Any]) -> Tensor:
         """Return the attention's addition to the residual x, norms included, (B, T, D) -> (B, T, D)."""
+        if "attention" not in self.built_with:
+            return torch.zeros_like(x)
         with self.visiting():
             return self.join(0, self.attention(self.attn_norm(x), arguments), x, arguments)
 
     def transform(self, x: Tensor) -> Tensor:
         """Return the MLP's addition to the residual x, norms included, (B, T, D) -> (B, T, D)."""
+        if "mlp" not in self.built_with:
+            return torch.zeros_like(x)
         with self.visiting():
             m = self._run_mlp(self.mlp_norm(x))
             return m if self.family.scales_mlp else self.post_norm(1)(m)

@@ -149,15 +149,20 @@ class Experts:
         tensors = self.tensors_of(number)
         gate_up = tensors[self.row.gate_up]
         both = nn.functional.linear(h, gate_up.T if self.row.transposed else gate_up, tensors.get(self._gate_up_bias))
-        activations: Tensor = self.bank._apply_gate(both)  # which every bank of transformers has
+        activations: Tensor = self.bank._apply_gate(both) if self.row.gated else self.bank.act_fn(both)
         return activations
 
     def weights_of_channels(self, number: int) -> Tensor:
-        """Return the weights of each channel of one expert, its rows of gate and up and its column of down, (I, 3D)."""
+        """Return the weights of each channel of one expert, its rows of gate and up and its column of down, (I, 3D).
+
+        Without a gate they are (I, 2D).
+        """
         tensors = self.tensors_of(number)
         gate_up, down = tensors[self.row.gate_up], tensors[self.row.down]
         if self.row.transposed:
             gate_up, down = gate_up.T, down.T
+        if not self.row.gated:
+            return torch.cat([gate_up, down.T], dim=1)
         gate, up = (gate_up[0::2], gate_up[1::2]) if self.row.paired else gate_up.chunk(2)
         return torch.cat([gate, up, down.T], dim=1)
 
@@ -187,7 +192,9 @@ class Experts:
         return f"{self.row.gate_up}_bias"
 
     def _rows(self, channels: Tensor) -> Tensor:
-        """Return the rows of gate and up, which are one matrix, of channels in this order, (I,) -> (2I,)."""
+        """Return the rows of gate and up, which are one matrix, of channels in this order, (I,) -> (2I,), or of up."""
+        if not self.row.gated:
+            return channels
         if self.row.paired:
             return torch.stack([2 * channels, 2 * channels + 1], dim=1).flatten()
         return torch.cat([channels, channels + self.channels])
@@ -220,6 +227,23 @@ def _equal_groups(kept: Iterable[int], count: int, groups: int) -> bool:
     for number in kept:
         sizes[number * groups // count] += 1
     return len(set(sizes)) == 1
+
+
+class InPlace(nn.Module):
+    """Stands where a layer is, and has all that the model around it may read of that layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = (layer,)  # no module of this one
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the layer has by this name."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "_layer":
+                raise
+            return getattr(self._layer[0], name)
 
 
 class Removed(nn.Module):

@@ -230,10 +230,10 @@ def remove_sublayers(model: Decoder, blocks: Iterable[Sublayer]) -> dict[str, li
         if Sublayer("layer", place) in removed or is_empty:
             named["removed_layers"].append(layer.number)
             continue
-        if attention:
+        if attention and layer.has_attention:
             layer.remove_attention()
             named["removed_attention"].append(layer.number)
-        if mlp:
+        if mlp and layer.has_mlp:
             layer.remove_mlp()
             named["removed_mlp"].append(layer.number)
         kept.append(layer)
@@ -352,7 +352,11 @@ def count_experts(model: Decoder, row: Mixture, count: int) -> None:
 
 
 def mixtures_of(model: Decoder) -> dict[int, Experts]:
-    """Return the mixtures of experts by the number of their layer. Raises Unsupported where there is none."""
+    """Return the mixtures of experts by the number of their layer.
+
+    Raises Unsupported where there is none, and where they cannot be cut.
+    """
+    model.refuse("experts")
     experts_by_layer = {number: layer.experts for number, layer in enumerate(model.layers)}
     mixtures = {number: experts for number, experts in experts_by_layer.items() if experts is not None}
     if not mixtures:

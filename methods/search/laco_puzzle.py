@@ -62,6 +62,7 @@ class LaCoPuzzle(Pruner):
     uneven_because = "it chooses the width of each layer"
     axes = ("channels", "layers")
     takes_first = True
+    needs_mlps = True
     leaves = ("attentions", "mlps", "channels")
     look = Look("dotted", "p")
     tiny = "steps=2,tokens=48,best=2"

@@ -422,7 +422,7 @@ def test_a_model_that_has_lost_an_mlp_is_unsupported():
     layers = model.layers
     layers[2].remove_mlp()
     model.set_layers(layers)
-    with pytest.raises(Unsupported, match="a layer has lost its MLP"):
+    with pytest.raises(Unsupported, match="a layer has no MLP"):
         LaCoLS().plan(model, 0.2)
 
 

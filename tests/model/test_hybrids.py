@@ -8,7 +8,7 @@ from math import prod
 import pytest
 import torch
 from conftest import tiny
-from tiny_methods import HYBRID_CELLS, calibration, logits, pruned
+from tiny_methods import EXPERTS, HYBRID_CELLS, SPECS, calibration, logits, pruned
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
@@ -26,6 +26,7 @@ from methods.checkpoint.heterogeneous import heterogeneous_form_of
 from methods.checkpoint.pruned_config import Uneven
 from methods.compensation.refit import Refit, find_narrowed
 from methods.compensation.replaceme import fold_map
+from methods.decisions import prune
 from methods.depth.laco import merge
 from methods.errors import OutOfReach, Unsupported
 from methods.model.activations import collect_inputs, enter, run_step
@@ -39,9 +40,27 @@ from methods.model.sizes import (
     parameters,
     state_bytes,
 )
-from methods.model.structures import Sublayer, keep_channels, keep_kv_groups, remove_experts, remove_sublayers
+from methods.model.structures import (
+    Sublayer,
+    keep_channels,
+    keep_kv_groups,
+    remove_experts,
+    remove_sublayers,
+    sublayers_of,
+)
 
+LATENT = {"moe_latent_size": 12}
 NO_ATTENTION = {"bamba": ("attn_layer_indices", [])}  # what a configuration says that names no layer with an attention
+OF_EXPERTS = {  # of nemotron_h, in two groups, of which a token may take one
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "moe", "full_attention"],
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 20,
+    "routed_scaling_factor": 1.5,
+}
 WITH_EXPERTS = {"num_local_experts": 8, "num_experts_per_tok": 2}  # of granitemoehybrid, beside its MLP
 
 
@@ -94,13 +113,17 @@ def test_bytes_of_states_are_those_of_the_cache(family, dtype, ids):
     assert cache_bytes_read(model, 10) == 10 * kv_bytes_per_token(model) + state_bytes(model)
 
 
-@pytest.mark.parametrize("family", WITH_MIXERS)
-def test_multiplications_of_a_token_are_those_that_torch_counts(family, ids):
+@pytest.mark.parametrize(
+    ("family", "given"),
+    [*((family, {}) for family in WITH_MIXERS), *(("nemotron_h", OF_EXPERTS | more) for more in ({}, LATENT))],
+)
+def test_multiplications_of_a_token_are_those_that_torch_counts(family, given, ids):
     """But for those of states that are no products of matrices; the convolution takes a position more each time."""
-    model = Decoder(tiny(family, attn_implementation="eager", experts_implementation="eager"))
+    model = Decoder(tiny(family, attn_implementation="eager", experts_implementation="eager", **given))
     state = sum(layer.mixer.macs * layer.state_numbers for layer in model.layers if layer.mixer is not None)
-    is_mamba = family in ("granitemoehybrid", "bamba", "falcon_h1")
-    sizes = (3, 4, 8, 6) if not is_mamba else (2, 4, 10 if family == "falcon_h1" else 16, 6)  # products, heads, widths
+    is_mamba = "qwen" not in family
+    width = 10 if family in ("falcon_h1", "nemotron_h") else 16
+    sizes = (2, 4, width, 6) if is_mamba else (3, 4, 8, 6)  # products, heads, and both widths
     mixers = [layer for layer in model.layers if layer.mixer is not None]
     assert state == len(mixers) * prod(sizes)
     with torch.no_grad():
@@ -136,7 +159,7 @@ def test_windows_of_layers_that_differ_are_out_of_reach_before_any_work():
 @pytest.mark.parametrize("family", HYBRIDS)
 def test_layers_of_uneven_widths_are_padded_and_no_other_layout_takes_them(family, ids, tmp_path):
     model = Decoder(tiny(family))
-    keep_channels(model.layers[0], range(40))
+    keep_channels(next(layer for layer in model.layers if layer.has_mlp), range(40))
     assert save_load.save(model, tmp_path / "uneven")["loads_with"] == "prunebench"
     assert save_load.save(model, tmp_path / "even", pad=True)["loads_with"] == "transformers"
     torch.testing.assert_close(logits(save_load.load(tmp_path / "even"), ids), logits(model, ids), rtol=0, atol=1e-5)
@@ -220,17 +243,19 @@ def test_an_addition_is_made_of_the_outputs_of_its_matrices(family, ids):
     x, mask = entry.x, torch.ones_like(ids, dtype=torch.bool)
     for layer in model.layers:
         arguments = entry.arguments[layer.kind]
-        with torch.no_grad(), collect_inputs(layer.qkv[0]) as entered:
+        with torch.no_grad(), collect_inputs((layer.qkv if layer.has_attention else layer.up)[0]) as entered:
             step = run_step(layer, x, arguments, mask)
             h = x if layer.parallel else x + step.a
-            attention = layer.join(0, layer.out(step.heads), x, arguments)
-            mlp = layer.join(1, layer.down(step.channels), h, arguments)
             if layer.has_heads:
                 torch.testing.assert_close(entered[0], layer.enter(layer.attn_norm(x)))
                 torch.testing.assert_close(layer.attention(layer.attn_norm(x), arguments), layer.out(step.heads))
-            torch.testing.assert_close(layer.feed_forward(layer.mlp_norm(h)), layer.down(step.channels))
-            torch.testing.assert_close(attention, step.a, rtol=0, atol=1e-5)
-            torch.testing.assert_close(mlp, step.m, rtol=0, atol=1e-5)
+            if layer.has_attention:
+                attention = layer.join(0, layer.out(step.heads), x, arguments)
+                torch.testing.assert_close(attention, step.a, rtol=0, atol=1e-5)
+            if layer.has_mlp:
+                mlp = layer.join(1, layer.down(step.channels), h, arguments)
+                torch.testing.assert_close(layer.feed_forward(layer.mlp_norm(h)), layer.down(step.channels))
+                torch.testing.assert_close(mlp, step.m, rtol=0, atol=1e-5)
             torch.testing.assert_close(layer(x, arguments), step.y, rtol=0, atol=1e-5)
         x = step.y
 
@@ -249,11 +274,12 @@ def test_a_map_of_an_addition_goes_into_all_that_write_it(family, ids):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["falcon_h1", "granitemoehybrid"])
+@pytest.mark.parametrize("family", ["falcon_h1", "granitemoehybrid", "nemotron_h"])
 def test_a_refit_goes_on_with_what_the_layer_gives(family, ids):
     dense, model = Decoder(tiny(family)), Decoder(tiny(family))
     entry, where = enter(model, ids), torch.ones_like(ids, dtype=torch.bool)
-    whole, layer = dense.layers[3], model.layers[3]  # in both families one with an attention
+    number = 3 if family != "nemotron_h" else 1  # one with an attention, and with an MLP
+    whole, layer = dense.layers[number], model.layers[number]
     keep_channels(layer, range(20))
     if family == "falcon_h1":
         keep_kv_groups(layer, [1])
@@ -261,6 +287,78 @@ def test_a_refit_goes_on_with_what_the_layer_gives(family, ids):
     (y,), report = Refit(ridge=1e-6).refit_layer(whole, layer, find_narrowed(whole, layer), batches, lambda each: each)
     torch.testing.assert_close(y, layer(entry.x, entry.arguments[layer.kind]), rtol=0, atol=1e-5)
     assert all(fit["error_after"] < fit["error_before"] for fit in report)
+
+
+def test_experts_of_nemotron_have_no_gate_and_are_removed_as_if_forbidden(ids, tmp_path):
+    cut, forbidding = (Decoder(tiny("nemotron_h", **OF_EXPERTS)) for _ in range(2))
+    gone = [[], [0, 5], [], [], [3, 4], []]
+    remove_experts(cut, gone)
+    h = torch.randn(7, 32, generator=torch.Generator().manual_seed(2))
+    for layer, numbers in zip(forbidding.layers, gone, strict=True):
+        if (experts := layer.experts) is None:
+            continue
+        g, chosen = experts.route(h)
+        f, shared = experts.outputs(h, chosen), layer.inner.mixer.shared_experts(h)
+        torch.testing.assert_close((g[:, :, None] * f).sum(1) + shared, layer.feed_forward(h[None])[0])
+        down = experts.tensors_of(int(chosen[0, 0]))["down_proj"]
+        torch.testing.assert_close(experts.activations(h, int(chosen[0, 0]))[0] @ down.T, f[0, 0])
+        assert experts.weights_of_channels(0).shape == (24, 2 * 32)
+        experts.put(1, experts.reorder_channels(1, torch.arange(24).flip(0)))  # which changes nothing
+        experts.router.e_score_correction_bias[numbers] = -1e30
+    torch.testing.assert_close(logits(cut, ids), logits(forbidding, ids), rtol=0, atol=1e-5)
+    assert cut.config.n_routed_experts == cut.layers[1].experts.count == 6
+    assert save_load.save(cut, tmp_path / "model")["loads_with"] == "transformers"
+    torch.testing.assert_close(logits(save_load.load(tmp_path / "model"), ids), logits(cut, ids), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [*EXPERTS, "drop-tail", "blockpruner"])
+def test_methods_serve_experts_of_nemotron(method, ids, tmp_path):
+    model = Decoder(tiny("nemotron_h", **OF_EXPERTS))
+    before = parameters(model)
+    prune(methods.make(method, (EXPERTS | SPECS)[method]), model, calibration(), 0.1)  # which judges decisions, too
+    assert parameters(model) < before
+    save_load.save(model, tmp_path / "model")
+    assert not [check for check in save_load.verify(tmp_path / "model") if not check.passed]
+    torch.testing.assert_close(logits(save_load.load(tmp_path / "model"), ids), logits(model, ids), rtol=0, atol=1e-5)
+
+
+def test_experts_that_read_a_projection_stay(ids):
+    model = Decoder(tiny("nemotron_h", **OF_EXPERTS, **LATENT))
+    with pytest.raises(Unsupported, match="they read a projection of the residual"):
+        methods.make("reap").plan(model, 0.1)
+    with pytest.raises(Unsupported, match="a mixture of experts stands for its MLP"):
+        methods.make("minitron-width").plan(model, 0.1)
+
+
+def test_layers_that_are_one_sublayer_go_whole(ids):
+    model, kinds = Decoder(tiny("nemotron_h")), tiny("nemotron_h").config.layer_types
+    parts = [str(each) for each in sublayers_of(model, "attention", "mlp")]
+    assert parts == [f"{'mlp' if kind == 'mlp' else 'attention'} {number}" for number, kind in enumerate(kinds)]
+    named = remove_sublayers(model, [Sublayer("mlp", 1), Sublayer("attention", 2), Sublayer("mlp", 3)])
+    assert named == {"removed_layers": [1, 2], "removed_attention": [], "removed_mlp": []}
+    assert model.config.layers_block_type == [kinds[number] for number in (0, 3, 4, 5)]
+    with pytest.raises(Unsupported, match="a layer has no MLP"):
+        methods.make("laco-ls").plan(model, 0.2)
+    with pytest.raises(Unsupported, match="an attention, a mixer or an MLP alone"):
+        _ = model.layers[1].down
+
+
+def test_cached_time_steps_of_nemotron_have_no_least_value_and_others_have(ids):
+    """Where they are so small: transformers clamps those of a whole text alone."""
+    off = []
+    for clamps in (True, False):
+        inner = tiny("nemotron_h")
+        with torch.no_grad():
+            for layer in Decoder(inner).layers:
+                if layer.mixer is not None:
+                    layer.attn.dt_bias.sub_(8)
+                    layer.attn.time_step_limit = layer.attn.time_step_limit if clamps else (0.0, float("inf"))
+            whole, cache, steps = logits(Decoder(inner), ids), inner(ids[:, :9], use_cache=True).cache, []
+            for t in range(9, ids.shape[1]):
+                steps.append(inner(ids[:, t : t + 1], cache=cache, use_cache=True).logits)
+        off.append(float((torch.cat(steps, 1) - whole[:, 9:]).abs().max() / whole.abs().max()))
+    assert off[0] > 2e-5
+    assert off[1] < 5e-6
 
 
 def test_bamba_takes_the_first_token_of_each_call_for_position_zero(ids):
