@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from made_runs import answers, cell
 from pages import ROOT
 
 from bench.cli.main import _parse
 from bench.plan.run_spec import shipped_specs
 
 EXAMPLES = ROOT / "docs" / "examples"
-FILES = ("gate.yml", "hf_jobs.py", "modal_job.py", "skypilot.yaml", "cuda.Dockerfile")
+FILES = ("gate.yml", "site.yml", "hf_jobs.py", "modal_job.py", "skypilot.yaml", "cuda.Dockerfile")
 RENTED = ("hf_jobs.py", "modal_job.py", "skypilot.yaml")
 
 
@@ -34,7 +39,7 @@ def texts_of(value: Any) -> Iterator[str]:
 def commands_of(name: str) -> list[str]:
     """Return the commands of an example, and those that its head says."""
     content = (EXAMPLES / name).read_text(encoding="utf-8")
-    texts = [re.sub(r"^# ?", "", content, flags=re.MULTILINE)] if name.endswith(("Dockerfile", "yaml")) else []
+    texts = [re.sub(r"^# ?", "", content, flags=re.MULTILINE)] if name.endswith(("Dockerfile", "yaml", "yml")) else []
     if name.endswith(("yml", "yaml")):
         texts += texts_of(yaml.safe_load(content))
     elif name.endswith(".py"):
@@ -78,3 +83,38 @@ def test_a_machine_of_skypilot_ends_by_itself():
     assert task["resources"]["autostop"] > 0
     assert Path(task["workdir"]) == Path()
     assert task["run"].splitlines()[-1] == "exit ${code:-0}"
+
+
+SITE = yaml.safe_load((EXAMPLES / "site.yml").read_text(encoding="utf-8"))
+
+
+def call_step(name: str, folder: Path) -> int:
+    """Run a step of site.yml as the service does, and return its exit code."""
+    (command,) = (step["run"] for step in SITE["jobs"]["site"]["steps"] if step.get("name") == name)
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(["bash", "-e", "-c", command], cwd=folder, env=environment, check=False).returncode
+
+
+def test_runs_of_others_are_judged_before_the_site_has_them(tmp_path):
+    right = answers(0)
+    for run in ("grid", "runs/same", "other"):
+        cell(tmp_path / run, "dense", None, tasks={"piqa": right})
+    cell(tmp_path / "grid", "laco", 0.1, tasks={"piqa": right})
+    assert call_step("Judge", tmp_path) == call_step("Draw", tmp_path) == 0
+    cell(tmp_path / "other", "mine", 0.1, tasks={"piqa": right})
+    (tmp_path / "other").rename(tmp_path / "runs" / "other")
+    assert call_step("Judge", tmp_path) == call_step("Draw", tmp_path) == 0
+    assert "mine" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    cell(tmp_path / "runs" / "first", "dense", None, tasks={"piqa": np.zeros_like(right)})
+    assert call_step("Judge", tmp_path) == 1  # though that of another run is right
+
+
+def test_a_pull_request_gets_no_right_to_write():
+    assert set(SITE["permissions"].values()) == {"read"}
+    assert set(SITE[True]) == {"pull_request", "push"}  # `on` is true in YAML 1.1
+    writing = [job for job in SITE["jobs"].values() if "write" in job.get("permissions", {}).values()]
+    assert [job["if"] for job in writing] == ["github.event_name == 'push'"]
+    assert "secrets" not in (EXAMPLES / "site.yml").read_text(encoding="utf-8")

@@ -88,6 +88,7 @@ def _add_gate(commands: Any) -> None:
         "--margins", type=Path, metavar="FILE", help="YAML; by default 1 point, 0.01 bits, 1 %%, 5 %%, sizes exact"
     )
     gate.add_argument("--map", action="append", default=[], metavar="NEW=BASE", help="judge label NEW by label BASE")
+    gate.add_argument("--partial", action="store_true", help="cells that only the baseline has do not count; every record of RUN has to be readable")
     gate.add_argument("--strict", action="store_true", help="inconclusive is exit code 3")
     gate.add_argument("--no-confirm", action="store_true", help="do not measure a suspected regression again")
     gate.add_argument("--plugin", action="append", default=[], metavar="FILE", help="methods to measure again with")
@@ -167,9 +168,11 @@ def _gate(arguments: argparse.Namespace) -> int:
     except baseline.NoBaseline as error:
         say(f"prunebench: {error}")
         return NO_COMPARISON
-    run = {OUTPUT: read_other_output(arguments.run)} if is_output else results_of_run(arguments.run)
+    warn = _refuse_record if arguments.partial else say
+    run = {OUTPUT: read_other_output(arguments.run)} if is_output else results_of_run(arguments.run, warn)
     labels = [cell.identity["label"] for cell in run.values()]
     mapping = gate.parse_mapping(arguments.map, labels, [cell.identity["label"] for cell in base.values()])
+    base = gate.keep_shared_cells(base, run, mapping) if arguments.partial else base
     verdict_list = gate.judge(base, run, may_lose, mapping)
     if not arguments.no_confirm and not is_output:  # what others have scored, this suite cannot measure again
         verdict_list = _confirm(
@@ -184,6 +187,13 @@ def _gate(arguments: argparse.Namespace) -> int:
         write_atomically(arguments.out, text)
     print(table if arguments.out else text, end="")
     return gate.exit_code_of(verdict_list, strict=arguments.strict)
+
+
+def _refuse_record(line: str) -> None:
+    """Raise UserError for a record that others would leave out, of which the line says what is wrong."""
+    from bench.records.record import LEFT_OUT
+
+    raise UserError(f"{line.removesuffix(f'; {LEFT_OUT}')}; --partial takes no run with such a record")
 
 
 class _Options(NamedTuple):

@@ -184,6 +184,19 @@ def _twin(cell: CellResults, label: str, baseline: Mapping[str, CellResults]) ->
     return None
 
 
+def keep_shared_cells(
+    baseline: Mapping[str, CellResults], run: Mapping[str, CellResults], mapping: Mapping[str, str]
+) -> dict[str, CellResults]:
+    """Return the cells of the baseline that the run has too. Raises UserError where there is none."""
+    shared = {base.name for _, base, new, _ in pair_runs(baseline, run, mapping) if base and new}
+    if not shared:
+        raise UserError(
+            f"--partial: the run has no cell of the baseline: {'; '.join(run)} beside {'; '.join(baseline)}; "
+            "measure one of these too, as by --methods dense"
+        )
+    return {name: cell for name, cell in baseline.items() if cell.name in shared}
+
+
 def parse_mapping(texts: Sequence[str], run: Collection[str], baseline: Collection[str]) -> dict[str, str]:
     """Return {label of the run: label of the baseline} of words such as 'mine=laco'. Raises UserError."""
     mapping = {}

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,10 +163,14 @@ def results_of_named_cell(run: Path, name: str) -> CellResults:
 
 
 def results_of_cell(record: Record, run: Path, key: str, files: SampleFiles | None = None) -> CellResults:
-    """Return the results of one cell, with its samples. Raises UserError where those are missing or damaged."""
+    """Return the results of one cell, with its samples.
+
+    Raises UserError where those are missing or damaged, and where a ratio is not that of the record's counts.
+    """
     measured = record.measured
     if record.status != "ok":
         return CellResults(identity_of_cell(record), record.status, requested_tasks=tuple(record.cell.protocol.tasks))
+    _refuse_other_ratio(measured, f"{run}: {key}: ")
     folder, files = run_folder.folder_of_samples(run, key), files or SampleFiles()
     cell = results_of_measured(
         measured,
@@ -219,6 +224,16 @@ def results_of_measured(
         untested=tuple(name for name, answers in tasks.items() if answers is None),
         bits=bits,
     )
+
+
+def _refuse_other_ratio(measured: Measured, where: str) -> None:
+    """Raise UserError where a ratio is not that of the counts beside it: 1 minus what is left of the dense model."""
+    for ratio, count in (("ratio", "parameters"), ("ratio_without_embeddings", "parameters_without_embeddings")):
+        recorded, pruned, dense = (getattr(measured, name) for name in (ratio, count, f"dense_{count}"))
+        if recorded is None or pruned is None or not dense:
+            continue
+        if not math.isclose(recorded, 1 - pruned / dense, abs_tol=1e-6):
+            raise UserError(f"{where}{ratio} is {1 - pruned / dense:g} by {count} and {recorded:g} in the record")
 
 
 def _sizes(measured: Measured) -> dict[str, int]:

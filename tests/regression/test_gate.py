@@ -430,6 +430,31 @@ def test_a_missing_and_a_new_cell(base, tmp_path, capsys):
     assert (code, "1 missing" in out) == (3, True)
 
 
+def test_a_partial_run_is_judged_by_the_cells_that_it_shares(tmp_path, capsys):
+    for run in ("base", "alike", "worse"):
+        cell(tmp_path / run, "sleb", 0.1, tasks={"piqa": RIGHT if run != "worse" else flipped(60, 5)})
+    cell(tmp_path / "base", "laco", 0.1, tasks={"piqa": RIGHT})
+    cell(tmp_path / "alike", "mine", 0.1, tasks={"piqa": RIGHT})
+    code, out = gated(capsys, tmp_path / "base", tmp_path / "alike", "--partial")
+    assert (code, "1 new" in out, "missing" in out) == (0, True, False)
+    assert gated(capsys, tmp_path / "base", tmp_path / "alike")[0] == 3
+    assert gated(capsys, tmp_path / "base", tmp_path / "worse", "--partial")[0] == 1
+    cell(tmp_path / "other", "mine", 0.1, tasks={"piqa": RIGHT})
+    code, _ = gated(capsys, tmp_path / "base", tmp_path / "other", "--partial")
+    assert code == 2
+    next((tmp_path / "alike" / "cells").glob("mine*")).write_text("{}")
+    assert gated(capsys, tmp_path / "base", tmp_path / "alike", "--partial")[0] == 2
+    cell(tmp_path / "mapped", "mine", 0.1, tasks={"piqa": RIGHT})
+    assert gated(capsys, tmp_path / "base", tmp_path / "mapped", "--partial", "--map", "mine=laco")[0] == 0
+
+
+def test_a_ratio_is_that_of_the_counts(tmp_path, capsys):
+    cell(tmp_path / "base", "laco", 0.1, tasks={"piqa": RIGHT})
+    cell(tmp_path / "run", "laco", 0.1, tasks={"piqa": RIGHT}, measured={"ratio": 0.1})
+    assert main(["gate", "--baseline", str(tmp_path / "base"), str(tmp_path / "run"), "--no-confirm"]) == 2
+    assert "ratio is 0 by parameters and 0.1 in the record" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("measured_before", [True, False])
 def test_a_margin_of_a_task_whose_only_cell_failed_leaves_the_cell_failed(measured_before, tmp_path, capsys):
     margins_file = tmp_path / "margins.yaml"
@@ -509,7 +534,8 @@ def test_a_label_is_judged_by_another(base, tmp_path, capsys):
     run = tmp_path / "run"
     cell(run, tasks={"piqa": RIGHT}, texts={"wiki": nats(1)}, measured={"speed": speed(1.0)})
     worse = {"tasks": {"piqa": flipped(60, 5)}, "texts": {"wiki": nats(2)}}
-    cell(run, "mine:layers=1-1", 0.1, **worse, measured={"speed": speed(1.5), "parameters": 2000})
+    counts = {"parameters": 2000, "dense_parameters": 4000, "ratio": 0.5}
+    cell(run, "mine:layers=1-1", 0.1, **worse, measured={"speed": speed(1.5)} | counts)
     code, out = gated(capsys, base, run, "--map", "mine:layers=1-1=laco")
     assert code == 1
     assert "mine:layers=1-1 at 0.1, seed 0 against laco at 0.1, seed 0" in out
