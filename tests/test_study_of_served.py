@@ -18,12 +18,18 @@ from reports.formats import markup
 from reports.tables import speed as tables
 from reports.tables.views import build_view
 
-RUN = ROOT / "docs/results/smollm2-135m"
+RUN = ROOT / "docs/results/served"
 
 
 @pytest.fixture(scope="module")
 def records():
-    return {one.name: one for one in served.load(RUN)}
+    return {one.name: one for one in served.load(RUN) if one.protocol["engine"] == "llama.cpp"}
+
+
+@pytest.fixture(scope="module")
+def in_vllm():
+    ok = [one for one in served.load(RUN) if one.status == "ok"]
+    return {one.name: one for one in ok if one.protocol["engine"] == "vllm"}
 
 
 def figure(record, name, kind="decode"):
@@ -31,72 +37,106 @@ def figure(record, name, kind="decode"):
     return point[name]
 
 
+def interval(record, kind="decode"):
+    return f"[{figure(record, 'speedup_low', kind):.2f}, {figure(record, 'speedup_high', kind):.2f}]"
+
+
 def times(record, base):
     return record.measured["perplexity"]["perplexity"] / base.measured["perplexity"]["perplexity"]
 
 
-def test_the_table_is_that_of_the_records(records):
-    (table,) = tables.tables_of_served(list(records.values()))
-    page = text("docs/studies/served.md")
+@pytest.mark.parametrize(("number", "rows"), [(0, 18), (1, 9)])
+def test_the_tables_are_those_of_the_records(number, rows):
+    page, group = text("docs/studies/served.md"), served.group_alike(served.load(RUN))[number]
+    (table,) = tables.tables_of_served(group)
     lines = [line for line in markup.grid_to_markdown(table).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 11
+    assert len(lines) == 2 + rows
     assert all(line in page for line in lines)
 
 
-def test_the_claims_are_what_the_records_say(records):
-    page, base, small = text("docs/studies/served.md"), records["dense@bfloat16"], records["dense@q8_0"]
+def test_the_answer_is_what_the_records_say(records):
+    page, readme = text("docs/studies/served.md"), text("README.md")
+    base, eight, four = (records[f"dense@{kind}"] for kind in ("bfloat16", "q8_0", "q4_0"))
     pruned = [one for one in records.values() if one.model["method"] != "dense"]
-    wide = [one for one in pruned if one.type == "bfloat16"]
-    assert all(one.measured["bytes"] > small.measured["bytes"] for one in wide)
-    assert all(figure(one, "pruned_ms") > figure(small, "pruned_ms") for one in wide)
-    assert f"at {times(small, base):.2f} times the dense perplexity" in page
-    assert f"the best of them has {min(times(one, base) for one in wide):.2f} times" in page
-    best = min(times(one, base) for one in wide)
+    by_type = {kind: [one for one in pruned if one.type == kind] for kind in ("bfloat16", "q8_0", "q4_0")}
+    assert [len(several) for several in by_type.values()] == [5, 5, 5]
+    for small, beaten in ((eight, by_type["bfloat16"]), (four, by_type["q8_0"])):
+        assert all(one.measured["bytes"] > small.measured["bytes"] for one in beaten)
+        assert all(figure(one, "speedup_high") < figure(small, "speedup_low") for one in beaten)
+    best = min(times(one, base) for one in by_type["bfloat16"])
+    assert f"each of 5 models pruned in bfloat16, at {times(eight, base):.2f} times the dense perplexity" in page
+    assert f"where the best of them has {best:.2f}." in page
+    assert f"is smaller and faster than each of them in 8 bits, at {times(four, base):.2f} times." in page
     said = (
-        f"has {times(small, base):.2f} times the dense perplexity, where the best of four pruned ones has {best:.2f} ("
+        f"has {times(eight, base):.2f} times the dense perplexity, where the best of five pruned ones has {best:.2f} ("
     )
-    assert said in text("README.md")
-    assert len(wide) == 4
-    faster = [figure(records[f"{name}@bfloat16"], "speedup") for name in ("sleb", "shortgpt", "flap")]
-    said = "are {:.2f} and {:.2f} times as fast as the dense one. `flap` is {:.2f}."
-    assert said.format(*faster) in text("README.md")
-    prompts = [figure(one, "pruned_ms", "prefill") for one in wide]
-    assert sum(one < figure(small, "pruned_ms", "prefill") for one in prompts) == 3
-    assert "read faster by three of the four" in page
-    both, four = records["2ssp@q8_0"], records["dense@q4_0"]
-    assert f"generates {figure(small, 'pruned_ms') / figure(both, 'pruned_ms'):.2f} times as many tokens" in page
-    assert f"from a file of {both.measured['bytes'] / small.measured['bytes']:.2f} times the bytes" in page
-    assert all(one.measured["bytes"] > four.measured["bytes"] for one in pruned)
-    assert all(figure(one, "pruned_ms") > figure(four, "pruned_ms") for one in pruned)
-    assert all(times(one, four) > 2 for one in pruned)  # better by half
-    eight = [times(one, records[f"{one.model['label']}@bfloat16"]) for one in records.values() if one.type == "q8_0"]
+    assert said in readme
+    quicker = [one for one in by_type["q4_0"] if figure(one, "speedup_low") > figure(four, "speedup_high")]
+    quick = min(quicker, key=lambda one: times(one, base))
+    faster = figure(quick, "speedup"), figure(four, "speedup")
+    said = f"`{quick.name}` generates {faster[0]:.2f} times as fast as the dense model in bfloat16 and `dense@q4_0`"
+    assert f"{said} {faster[1]:.2f} times" in page
+    assert f"In 4 bits that is {times(quick, four):.2f} times the perplexity of `dense@q4_0`" in page
+    assert quick.model["label"] == "laco-ls, healed"
+    prompts = figure(records["laco-ls@bfloat16"], "speedup", "prefill")
+    assert f"`laco-ls` reads {prompts:.2f} times as fast as the dense model" in page
+    assert figure(records["laco-ls@bfloat16"], "speedup_low", "prefill") > figure(eight, "speedup_high", "prefill")
+    said = "`laco-ls` reads prompts {:.2f} times as fast as the dense model, `flap` {:.2f}."
+    said += " They generate {:.2f} and {:.2f} times as fast."
+    one, other = records["laco-ls@bfloat16"], records["flap@bfloat16"]
+    speeds = [figure(each, "speedup", kind) for kind in ("prefill", "decode") for each in (one, other)]
+    assert said.format(*speeds) in readme
+
+
+def test_what_else_was_found_is_what_the_records_say(records, in_vllm):
+    page, base = text("docs/studies/served.md"), records["dense@bfloat16"]
+    for one in (base, in_vllm["dense@bfloat16"]):
+        assert figure(one, "speedup_low") <= 1 <= figure(one, "speedup_high")
+        assert f"{figure(one, 'speedup'):.2f} {interval(one)}" in page
+    costs = {}
+    for kind in ("q8_0", "q4_0"):
+        several = [one for one in records.values() if one.type == kind]
+        costs[kind] = {one.model["label"]: times(one, records[f"{one.model['label']}@bfloat16"]) for one in several}
+    eight, four = costs["q8_0"].values(), costs["q4_0"]
     assert f"has {min(eight):.3f} to {max(eight):.3f} times the perplexity of bfloat16" in page
-    assert len(eight) == 5
-    assert f"`q4_0` costs the whole model {100 * (times(four, base) - 1):.0f} %" in page
-    for name in ("flap", "2ssp"):
-        one = records[f"{name}@bfloat16"]
-        speeds = figure(one, "speedup"), figure(one, "speedup_by_bytes")
-        assert "make {:.2f} times the speed of generation, where the bytes predict {:.2f}".format(*speeds) in page
-    for name, kind in (("dense", "prefill"), ("dense", "decode"), ("shortgpt", "decode"), ("sleb", "decode")):
-        one = records[f"{name}@bfloat16"]
-        low, high = figure(one, "speedup_low", kind), figure(one, "speedup_high", kind)
-        assert low <= (1 if name == "dense" else figure(one, "speedup_by_bytes")) <= high
+    most = max(four, key=four.get)
+    assert (
+        f"costs the whole model {100 * (four['dense'] - 1):.0f} % and `{most}` {100 * (four[most] - 1):.0f} %" in page
+    )
+    prompts = [figure(records[f"{name}@bfloat16"], "speedup", "prefill") for name in ("flap", "2ssp", "shortgpt")]
+    assert "read prompts {:.2f} and {:.2f} times as fast".format(*prompts) in page
+    assert f"is at {prompts[2]:.2f}." in page
+    assert (
+        len({round(records[f"{name}@bfloat16"].measured["bytes"] / 1e6) for name in ("flap", "2ssp", "shortgpt")}) == 1
+    )
+    short = records["shortgpt@bfloat16"]
+    low, promised, high = (round(figure(short, f"speedup_{name}"), 2) for name in ("low", "by_bytes", "high"))
+    assert low <= promised <= high
+    said = f"generates {figure(short, 'speedup'):.2f} {interval(short)} times as fast. The bytes predict"
+    assert f"{said} {figure(short, 'speedup_by_bytes'):.2f}." in page
+    alike = [records[f"{name}@q4_0"] for name in ("shortgpt", "laco-ls", "laco-ls, healed")]
+    assert len({one.measured["bytes"] // 1000 for one in alike}) == 1
+    speeds = [figure(one, "speedup") for one in alike]
+    assert "in `q4_0` generate {:.2f}, {:.2f} and {:.2f} times as fast.".format(*speeds) in page
+    words = "With 6 of 30 layers less a model is {:.2f}x {} as fast, where bytes predict {:.2f}x"
+    speeds = figure(short, "speedup"), interval(short), figure(short, "speedup_by_bytes")
+    assert words.format(*speeds) in text("docs/guides/serve.md")
+    for name in ("dense@w8a8", "dense@w4a16"):
+        assert f"{figure(in_vllm[name], 'speedup'):.2f} {interval(in_vllm[name])}" in page
+    assert figure(in_vllm["dense@w8a8"], "speedup_low") > 1 > figure(in_vllm["dense@w4a16"], "speedup_high")
+    healed, before = (times(records[f"{name}@bfloat16"], base) for name in ("laco-ls, healed", "laco-ls"))
+    assert f"has {healed:.2f} times the dense perplexity in place of {before:.2f}" in page
 
 
 def test_the_picture_is_drawn_from_the_records(records):
     (drawn,) = figures.figures_of_served(list(records.values()))
     size, speed = drawn.charts
-    assert {curve.label for curve in size.curves} == {
-        "dense",
-        "2ssp at 0.2",
-        "flap at 0.2",
-        "shortgpt at 0.2",
-        "sleb at 0.2",
+    names = ("2ssp", "flap", "laco-ls", "laco-ls, healed", "shortgpt")
+    assert {curve.label for curve in size.curves} == {"dense", *names}
+    on_front = {round(x, 1) for x, _ in size.front}
+    assert on_front >= {
+        round(records[f"dense@{kind}"].measured["bytes"] / 1e6, 1) for kind in ("bfloat16", "q8_0", "q4_0")
     }
-    fronts = [{round(x, 1) for x, _ in chart.front} for chart in (size, speed)]
-    mine = [records[f"dense@{kind}"] for kind in ("bfloat16", "q8_0", "q4_0")]
-    assert fronts[0] == {round(one.measured["bytes"] / 1e6, 1) for one in mine}
-    assert fronts[1] == {round(1000 / figure(one, "pruned_ms"), 1) for one in mine}
     assert all(math.isfinite(y) for chart in (size, speed) for _, y in chart.front)
     picture = text("docs/images/served.svg")
     assert drawn.description.partition(".")[0] in picture

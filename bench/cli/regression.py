@@ -88,7 +88,11 @@ def _add_gate(commands: Any) -> None:
         "--margins", type=Path, metavar="FILE", help="YAML; by default 1 point, 0.01 bits, 1 %%, 5 %%, sizes exact"
     )
     gate.add_argument("--map", action="append", default=[], metavar="NEW=BASE", help="judge label NEW by label BASE")
-    gate.add_argument("--partial", action="store_true", help="cells that only the baseline has do not count; every record of RUN has to be readable")
+    gate.add_argument(
+        "--partial",
+        action="store_true",
+        help="cells that only the baseline has do not count; every record of RUN has to be readable",
+    )
     gate.add_argument("--strict", action="store_true", help="inconclusive is exit code 3")
     gate.add_argument("--no-confirm", action="store_true", help="do not measure a suspected regression again")
     gate.add_argument("--plugin", action="append", default=[], metavar="FILE", help="methods to measure again with")

@@ -1,7 +1,8 @@
 """Figures of quality against its cost, which is size and measured speed, with the Pareto front.
 
-The figure of models in an inference engine shows perplexity against the bytes of the file and the tokens per second.
-Its curves lead from the dense model to a pruned model, and on to the same pruned model in smaller types of weights.
+The figure of models in an inference engine shows perplexity against the bytes of the file and the speed of generation
+beside the dense model's. Its curves lead from the dense model to a pruned model, and on to the same pruned model in
+smaller types of weights.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from reports.figures.quality import (
     title_of_quantity,
 )
 from reports.groups import TableGroup, group_records
-from reports.tables.speed import first_rate_of, suffixes_of_seeds
+from reports.tables.speed import first_speedup_of, suffixes_of_seeds
 
 COSTS = {"parameters": "lower", "prefill_speed": "higher", "decode_speed": "higher"}  # and which way is better
 
@@ -161,7 +162,7 @@ MOST = 4.0  # the axis ends at this many times the dense model's perplexity
 ROOM = 0.04  # of an axis, beside its first and last point
 SERVED_COSTS: dict[str, tuple[str, Callable[[ServedRecord], float | None]]] = {
     "lower": ("MB of weights, lower is better", lambda record: record.measured["bytes"] / 1e6),
-    "higher": ("tokens generated per second, higher is better", first_rate_of),
+    "higher": ("times as fast as the dense model in generating, higher is better", first_speedup_of),
 }
 
 
@@ -179,8 +180,8 @@ def _figure(records: Sequence[ServedRecord], ending: str) -> Figure:
     first, charts = records[0], tuple(_charts(records))
     title = (
         f"perplexity of {first.model['name']} on {shorten_name(first.protocol['text'])} in "
-        f"{first.protocol['engine']} against "
-        f"size and speed: a line leads from dense@{first.base} to a pruned model and on to its types "
+        f"{first.protocol['engine']} against size and speed{_shared_ratio(records)}: "
+        f"a line leads from dense@{first.base} to a pruned model and on to its types "
         f"{', '.join(_types(records))}; the steps are the front of what no other one beats in both"
     )
     words = " ".join(
@@ -209,7 +210,7 @@ def _points_of_models(records: Sequence[ServedRecord], better: str) -> list[tupl
 
 def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
     """Yield a chart for each cost that at least two models have."""
-    base, seeds = _base(records), suffixes_of_seeds(records)
+    base, names = _base(records), _names_of_models(records)
     for better, (heading, _) in SERVED_COSTS.items():
         models_and_points = _points_of_models(records, better)
         places = [place for _, place in models_and_points]
@@ -221,7 +222,7 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
         curves: dict[str, list[tuple[ServedRecord, Point]]] = {}
         for record, place in models_and_points:
             if record is not base:
-                curves.setdefault(_name(record) + seeds[id(record)], []).append((record, place))
+                curves.setdefault(names[id(record)], []).append((record, place))
         start = next((place for record, place in models_and_points if record is base), None)
         yield Chart(
             x=heading,
@@ -232,14 +233,26 @@ def _charts(records: Sequence[ServedRecord]) -> Iterator[Chart]:
             height=(min(ys) * (1 - 3 * ROOM), top * (1 + ROOM)),
             logarithmic=True,
             front=corners_of_front([places[number] for number in find_unbeaten(places, better, "lower")], better),
-            units=(" MB" if better == "lower" else " tokens per second", ""),
+            units=(" MB" if better == "lower" else " times as fast", ""),
         )
 
 
-def _name(record: ServedRecord) -> str:
-    """Return the name of a curve: the model without its types of weights."""
-    ratio = words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"])
-    return f"{record.model['label']} at {ratio}" if ratio else str(record.model["label"])
+def _shared_ratio(records: Sequence[ServedRecord]) -> str:
+    """Return the ratio of all pruned models as " at 0.2"; empty where they differ."""
+    ratios = {words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"]) for record in records} - {""}
+    return f" at {ratios.pop()}" if len(ratios) == 1 else ""
+
+
+def _names_of_models(records: Sequence[ServedRecord]) -> dict[int, str]:
+    """Return the name of each model without its type, by the id of its record; a shared ratio is left out."""
+    seeds, shared = suffixes_of_seeds(records), _shared_ratio(records)
+    names = {}
+    for record in records:
+        ratio = words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"])
+        names[id(record)] = (
+            f"{record.model['label']}{f' at {ratio}' if ratio and not shared else ''}{seeds[id(record)]}"
+        )
+    return names
 
 
 def _curve(label: str, points: Sequence[tuple[ServedRecord, Point]], emphasised: bool) -> Curve:
@@ -250,12 +263,12 @@ def _curve(label: str, points: Sequence[tuple[ServedRecord, Point]], emphasised:
 
 def _words_of_served_front(records: Sequence[ServedRecord], better: str) -> str:
     """Return a sentence on the models on the front."""
-    models_and_points, seeds = _points_of_models(records, better), suffixes_of_seeds(records)
+    models_and_points, model_names = _points_of_models(records, better), _names_of_models(records)
     front = find_unbeaten([place for _, place in models_and_points], better, "lower")
     perplexity = quantity_of_column("perplexity_")
     names = []
     for at in front:
         model, (x, y) = models_and_points[at]
         figures = f"{perplexity.show(y)}, {format_significant(x)}"
-        names.append(f"{_name(model)}{seeds[id(model)]} in {model.type} ({figures})")
+        names.append(f"{model_names[id(model)]} in {model.type} ({figures})")
     return f"Not beaten in perplexity and {SERVED_COSTS[better][0]}: {', '.join(names)}."

@@ -305,10 +305,13 @@ def rate_of(point: PointTiming) -> float | None:
     return 1000 * batch * (tokens if kind == "prefill" else 1) / float(point.pruned_ms)
 
 
-def first_rate_of(record: ServedRecord) -> float | None:
-    """Return the tokens per second that a model generates at the first batch and depth; None if it was not timed."""
+def first_speedup_of(record: ServedRecord) -> float | None:
+    """Return how many times as fast as the dense model one generates, at the first batch and depth; None if not timed.
+
+    Both were timed in turns, so that models that were timed hours apart can stand in one picture.
+    """
     timed = [point for point in _served_points(record) if point.kind == "decode"]
-    return rate_of(timed[0]) if timed else None
+    return timed[0].speedup if timed else None
 
 
 def _rate(point: PointTiming | None) -> TableCell:
