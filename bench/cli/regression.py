@@ -194,7 +194,7 @@ def _gate(arguments: argparse.Namespace) -> int:
 
 
 def _refuse_record(line: str) -> None:
-    """Raise UserError for a record that others would leave out, of which the line says what is wrong."""
+    """Raise UserError for a record that cannot be read, by the line that says what is wrong with it."""
     from bench.records.record import LEFT_OUT
 
     raise UserError(f"{line.removesuffix(f'; {LEFT_OUT}')}; --partial takes no run with such a record")
