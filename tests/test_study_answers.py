@@ -56,10 +56,9 @@ def test_the_picture_of_a_study_is_drawn_by_the_script_of_studies(name):
 
 
 def test_studies_are_short():
-    """But for their tables, most of which are folded."""
     pages = [text(f"docs/studies/{name}.md") for name in STUDIES]
     assert len(pages) == 14
-    assert sum(not line.startswith("|") for page in pages for line in page.splitlines()) <= 600
+    assert sum(len(page.splitlines()) for page in pages) <= 1000
 
 
 @pytest.mark.parametrize("name", STUDIES)

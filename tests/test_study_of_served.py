@@ -45,13 +45,19 @@ def times(record, base):
     return record.measured["perplexity"]["perplexity"] / base.measured["perplexity"]["perplexity"]
 
 
-@pytest.mark.parametrize(("number", "rows"), [(0, 18), (1, 9)])
-def test_the_tables_are_those_of_the_records(number, rows):
-    page, group = text("docs/studies/served.md"), served.group_alike(served.load(RUN))[number]
-    (table,) = tables.tables_of_served(group)
+def test_the_table_is_that_of_the_records(records):
+    (table,) = tables.tables_of_served(list(records.values()))
     lines = [line for line in markup.grid_to_markdown(table).splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + rows
-    assert all(line in page for line in lines)
+    head, _, *rows = ([word.strip() for word in line.strip("|").split("|")] for line in lines)
+    assert [head[at] for at in (4, 7, 8)] == ["times dense", "tokens/s", "times as fast"]
+    assert len(rows) == len(records) == 18
+    figures_by_model = {}
+    for name, _, _, _, perplexity, _, _, _, steps, *_ in rows:
+        label, _, kind = name.partition("@")
+        figures_by_model.setdefault(label, {})[kind] = perplexity, steps
+    page, kinds = text("docs/studies/served.md"), ("bfloat16", "q8_0", "q4_0")
+    for label, of in figures_by_model.items():
+        assert f"| `{label}` | {' | '.join(of[kind][at] for at in (0, 1) for kind in kinds)} |" in page
 
 
 def test_the_answer_is_what_the_records_say(records):
@@ -109,17 +115,20 @@ def test_what_else_was_found_is_what_the_records_say(records, in_vllm):
     assert (
         len({round(records[f"{name}@bfloat16"].measured["bytes"] / 1e6) for name in ("flap", "2ssp", "shortgpt")}) == 1
     )
-    short = records["shortgpt@bfloat16"]
-    low, promised, high = (round(figure(short, f"speedup_{name}"), 2) for name in ("low", "by_bytes", "high"))
-    assert low <= promised <= high
-    said = f"generates {figure(short, 'speedup'):.2f} {interval(short)} times as fast. The bytes predict"
-    assert f"{said} {figure(short, 'speedup_by_bytes'):.2f}." in page
+    layers = [records[f"{name}@bfloat16"] for name in ("laco-ls", "laco-ls, healed", "shortgpt")]
+    (promised,) = {figure(one, "speedup_by_bytes") for one in layers}
+    assert f"the bytes predict {promised:.3f} times the speed" in page
+    *inside, above = layers
+    assert all(figure(one, "speedup_low") <= promised <= figure(one, "speedup_high") for one in inside)
+    assert promised < figure(above, "speedup_low")
+    assert f"`shortgpt` begins a little above, at {figure(above, 'speedup_low'):.3f}." in page
+    assert f"`laco-ls` has {figure(inside[0], 'speedup'):.2f} {interval(inside[0])}." in page
     alike = [records[f"{name}@q4_0"] for name in ("shortgpt", "laco-ls", "laco-ls, healed")]
     assert len({one.measured["bytes"] // 1000 for one in alike}) == 1
     speeds = [figure(one, "speedup") for one in alike]
     assert "in `q4_0` generate {:.2f}, {:.2f} and {:.2f} times as fast.".format(*speeds) in page
     words = "With 6 of 30 layers less a model is {:.2f}x {} as fast, where bytes predict {:.2f}x"
-    speeds = figure(short, "speedup"), interval(short), figure(short, "speedup_by_bytes")
+    speeds = figure(inside[0], "speedup"), interval(inside[0]), promised
     assert words.format(*speeds) in text("docs/guides/serve.md")
     for name in ("dense@w8a8", "dense@w4a16"):
         assert f"{figure(in_vllm[name], 'speedup'):.2f} {interval(in_vllm[name])}" in page
@@ -133,10 +142,10 @@ def test_the_picture_is_drawn_from_the_records(records):
     size, speed = drawn.charts
     names = ("2ssp", "flap", "laco-ls", "laco-ls, healed", "shortgpt")
     assert {curve.label for curve in size.curves} == {"dense", *names}
-    on_front = {round(x, 1) for x, _ in size.front}
-    assert on_front >= {
-        round(records[f"dense@{kind}"].measured["bytes"] / 1e6, 1) for kind in ("bfloat16", "q8_0", "q4_0")
-    }
+    fronts = [{round(x, 3) for x, _ in chart.front} for chart in (size, speed)]
+    mine = [records[f"dense@{kind}"] for kind in ("bfloat16", "q8_0", "q4_0")] + [records["laco-ls, healed@q4_0"]]
+    assert fronts[0] == {round(one.measured["bytes"] / 1e6, 3) for one in mine}
+    assert fronts[1] == {round(figure(one, "speedup"), 3) for one in [*mine, records["laco-ls@q4_0"]]}
     assert all(math.isfinite(y) for chart in (size, speed) for _, y in chart.front)
     picture = text("docs/images/served.svg")
     assert drawn.description.partition(".")[0] in picture
