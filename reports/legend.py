@@ -99,6 +99,7 @@ OF_POINTS = {  # of timed points, see bench.records.speed_results
         "noisy": "Single calls of a timing vary much; ± is their standard deviation as a share of their mean.",
         "not_warm": "The calls before the first that counts had not become steady.",
         "clocks_disagree": "Two clocks disagree on the time of the calls.",
+        "processes_disagree": "Processes that read both models anew disagree on how many times as fast the model is.",
         "slowed": "Heat or power held the GPU's clocks down.",
         "launch_bound": "The host launches kernels more slowly than the GPU runs them; captured steps show that.",
         "low_bandwidth": "Less than 40 % of the GPU's bandwidth and of its matrix rate is used.",

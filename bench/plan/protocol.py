@@ -532,7 +532,10 @@ class ServedProtocol:
     )
     batches: tuple[int, ...] = option((1,), "sequences at once, by default 1", "LIST", flag="batch", least=1)
     steps: int = option(16, "tokens that a pass generates for each sequence, by default {default}", "N", least=1)
-    rounds: int = option(12, "of dense against pruned, by default {default}", "N", least=MIN_ROUNDS)
+    rounds: int = option(12, "of dense against pruned in each process, by default {default}", "N", least=MIN_ROUNDS)
+    processes: int = option(
+        2, "of the engine, one after the other, that each read both models anew, by default {default}", "N", least=1
+    )
     text: str = option("wiki", "that the engine scores, by default {default}; see `list texts`", "TEXT")
     windows: int = option(16, "of that text, by default {default}", "N", least=2)
     window: int = option(512, "tokens of a window, by default {default}", "TOKENS", least=2)

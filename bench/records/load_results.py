@@ -72,7 +72,15 @@ class LevelTiming:
         "by tokens_per_second, ttft (time to the first token) and tpot (per token behind it): the ratio of the turns "
         "of each round, and both ends of its 95 % interval"
     )
-    flags: tuple[str, ...] = declare_field("noisy: turns of a model differ by more than their limit")
+    by_process: dict[str, tuple[tuple[Times, Times, Times], ...]] | None = declare_optional(
+        "the same in each process that read its model anew; each ratio above is then their geometric mean, and its "
+        "interval the range of theirs",
+        "bench.stats.intervals",
+    )
+    flags: tuple[str, ...] = declare_field(
+        "noisy: turns of a model differ by more than their limit; processes_disagree: their intervals of tokens per "
+        "second share nothing"
+    )
 
     @property
     def name(self) -> str:

@@ -85,7 +85,8 @@ def conditions_of_engine(protocol: Mapping[str, Any], environment: Mapping[str, 
     """Return the conditions that served records must share to be compared: of the protocol and of the machine."""
     names = ("gpu", "gpus") if "gpu" in environment else ("cpu",)
     machine = {name: environment.get(name) for name in names}
-    return {name: value for name, value in protocol.items() if name not in OF_NO_FIGURE} | machine
+    conditions = {"processes": 1} | {name: value for name, value in protocol.items() if name not in OF_NO_FIGURE}
+    return conditions | machine
 
 
 def group_alike(records: Iterable[ServedRecord]) -> list[list[ServedRecord]]:
@@ -221,7 +222,8 @@ class EngineProtocol:
     decode: tuple[Tokens, ...] | None = declare_optional_field("depths of context behind which tokens are generated")
     batches: tuple[Positive, ...] | None = declare_optional_field("sequences at once")
     steps: Positive = declare_field("tokens that a pass generates for each sequence")
-    rounds: Positive = declare_field("of dense against pruned")
+    rounds: Positive = declare_field("of dense against pruned in each process")
+    processes: Positive | None = declare_optional_field("of the engine that read both models anew; absent for one")
     text: str = declare_field("that the engine scores")
     windows: Count = declare_field("of that text")
     window: Tokens = declare_field("of each window")

@@ -227,6 +227,11 @@ class PointTiming(SizedPoint):
     speedup: Annotated[Times, Gt(0)] | None = declare_optional_field("dense over pruned, from the rounds' medians")
     speedup_low: Times | None = declare_optional_field("lower end of its 95 % interval")
     speedup_high: Times | None = declare_optional_field("upper end of its 95 % interval")
+    by_process: tuple[tuple[Times, Times, Times], ...] | None = declare_optional_field(
+        "the speed-up in each process that read both models anew, and both ends of its 95 % interval; the speed-up is "
+        "then their geometric mean, and its interval the range of theirs",
+        "bench.stats.intervals",
+    )
     speedup_by_macs: Times | None = declare_optional_field(
         "what the removed multiply-accumulates alone would bring", "bench.speed.workloads"
     )
@@ -234,8 +239,8 @@ class PointTiming(SizedPoint):
         "what the removed bytes alone would bring", "bench.speed.workloads"
     )
     flags: tuple[str, ...] | None = declare_optional_field(
-        "noisy, not_warm, clocks_disagree (limits in bench.speed.timing); on a GPU also slowed, launch_bound, "
-        "low_bandwidth, low_matrix_rate, in_blocks"
+        "noisy, not_warm, clocks_disagree (limits in bench.speed.timing), processes_disagree (their intervals share "
+        "nothing); on a GPU also slowed, launch_bound, low_bandwidth, low_matrix_rate, in_blocks"
     )
     dense_p90: Milliseconds | None = declare_optional_field("90th percentile of all calls, of 10 or more, on a GPU")
     dense_p99: Milliseconds | None = declare_optional_field("99th percentile of all calls, of 100 or more, on a GPU")

@@ -103,6 +103,15 @@ class PrunedModel:
     probe: torch.Tensor | None
 
 
+def refuse_trained(record: Record) -> None:
+    """Raise UserError for a record whose model no decisions make again."""
+    cell = record.cell
+    if cell.healing or cell.earlier:
+        how = "`run --save-models --save-dtype float32` keeps its model whole"
+        how = how if record.measured.saved else "`run --save-models` keeps its model"
+        raise UserError(f"{cell.label} was trained or goes on from another cell, and is not made again; {how}")
+
+
 def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     """Make a record's model again without measuring it, from its decisions.
 
@@ -115,10 +124,7 @@ def prune_again(record: Record, device: str, trust: Trust) -> PrunedModel:
     """
     cell, measured, protocol = record.cell, record.measured, record.cell.protocol
     own_code = cell.trust_remote_code
-    if cell.healing or cell.earlier:
-        how = "`run --save-models --save-dtype float32` keeps its model whole"
-        how = how if measured.saved else "`run --save-models` keeps its model"
-        raise UserError(f"{cell.label} was trained or goes on from another cell, and is not made again; {how}")
+    refuse_trained(record)
     trust.refuse(record.cell)
     pretrained.check(cell.model, own_code)
     if pretrained.sha256_of_weights(cell.model) != measured.weights_sha256:

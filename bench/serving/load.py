@@ -2,7 +2,8 @@
 
 A turn sends as many requests to one server, while the other one waits idle. Both models have the same requests in the
 same round, others in the next. The ratio of a round's turns is paired, as all speed-ups are (bench.speed.timing). A
-turn that does not count comes before each level.
+turn that does not count comes before each level. All this is done in several processes, each of which reads its model
+anew: the interval of a ratio reaches over theirs (bench.stats.intervals.join_ratios).
 
 Percentiles are over all requests of a model (numpy's, linear). Goodput counts the requests within every limit, per
 second (Y. Zhong et al., "DistServe", OSDI 2024, section 2.2; `--goodput` of vLLM's benchmark of serving).
@@ -34,7 +35,7 @@ from bench.serving.adapters import ExportedModel, NotServed, ServingEngine
 from bench.speed import timing
 from bench.speed.benchmark import is_narrow, widen_interval
 from bench.speed.timing import ClockOfEngine, Pass, Workload
-from bench.stats.intervals import paired_ratio
+from bench.stats.intervals import is_inconsistent, join_ratios, paired_ratio
 from bench.system import environment
 from methods.errors import UserError
 
@@ -47,6 +48,9 @@ class LoadPass(Pass):
     """Holds a turn: `ms` are the latencies of its requests."""
 
     requests: tuple[RequestTiming, ...]
+
+
+TurnsByModel = Mapping[str, Sequence[LoadPass]]  # of the dense and of the pruned model, in the order of the rounds
 
 
 @dataclass(frozen=True)
@@ -155,34 +159,43 @@ def time_under_load(
     Raises NotServed, with the levels that were timed, where a server fails or does not answer.
     """
     about = {"name": engine.name, "version": engine.version, "threads": engine.threads, "slots": requests.slots}
-    measured: dict[str, Any] = {"engine": about, "load": []}
+    measured: dict[str, Any] = {"engine": about}
+    levels = requests.load.levels
+    turns_of_processes: dict[LoadLevel, list[TurnsByModel]] = {level: [] for level in levels}
     before = environment.state_of_machine()
     try:
-        with ExitStack() as kept:
-            servers = dict[str, ServerProcess]()
-            for name, model in (("dense", dense), ("pruned", exported)):
-                servers[name] = kept.enter_context(engine.make_server(model, requests.context, requests.slots))
-            for level in requests.load.levels:
-                timed = time_level(servers, protocol, requests, level)
-                measured["load"].append(to_plain(timed))
-                hear(_words_of_level(timed))
+        for number in range(1, protocol.processes + 1):
+            with ExitStack() as kept:
+                servers = dict[str, ServerProcess]()
+                for name, model in (("dense", dense), ("pruned", exported)):
+                    servers[name] = kept.enter_context(engine.make_server(model, requests.context, requests.slots))
+                for level in levels:
+                    turns = time_level(servers, protocol, requests, level)
+                    turns_of_processes[level].append(turns)
+                    process = f"process {number}: " if protocol.processes > 1 else ""
+                    hear(f"{process}{_words_of_level(summarise_level(level, requests.load.limits, [turns]))}")
     except EngineFailed as error:
-        raise NotServed(error.status, str(error), measured) from None
+        trouble: EngineFailed | None = error
+    else:
+        trouble = None
+    timed = [summarise_level(level, requests.load.limits, each) for level, each in turns_of_processes.items() if each]
+    measured |= {"load": to_plain(timed)}
+    if trouble:
+        raise NotServed(trouble.status, str(trouble), measured)
     return measured | {"machine": environment.load_between_states(before, environment.state_of_machine())}
 
 
 def time_level(
     servers: Mapping[str, ServerProcess], protocol: ServedProtocol, requests: RequestSource, level: LoadLevel
-) -> LevelTiming:
-    """Return the timing of a level: one turn of each model that does not count, then rounds. Raises EngineFailed."""
+) -> TurnsByModel:
+    """Return the turns of both models at a level, behind one that does not count. Raises EngineFailed."""
     works = {}
     for name, server in servers.items():
         sending = _send_turns(server, requests, level, protocol.silence)
         next(sending)
         works[name] = Workload(sending.__next__, lambda: None)
     rounds: dict[str, Any] = dict(timing.time_rounds(works, ClockOfEngine(), protocol.rounds, 1, enough=is_narrow))
-    turns = {name: list(chain.from_iterable(each)) for name, each in rounds.items()}
-    return summarise_level(level, requests.load.limits, turns)
+    return {name: list(chain.from_iterable(each)) for name, each in rounds.items()}
 
 
 def _send_turns(server: ServerProcess, requests: RequestSource, level: LoadLevel, seconds: float) -> Iterator[LoadPass]:
@@ -195,28 +208,45 @@ def _send_turns(server: ServerProcess, requests: RequestSource, level: LoadLevel
         number += 1
 
 
-def summarise_level(
-    level: LoadLevel, limits: Mapping[str, float], turns: Mapping[str, Sequence[LoadPass]]
-) -> LevelTiming:
-    """Return what follows from the turns of both models, each a LoadPass.
+def summarise_level(level: LoadLevel, limits: Mapping[str, float], processes: Sequence[TurnsByModel]) -> LevelTiming:
+    """Return what follows from the turns of both models in each process.
 
     limits  milliseconds of a request's ttft, tpot and latency
     """
-    rates = {name: list(map(_rate_of_turn, mine)) for name, mine in turns.items()}
-    times_as_fast = {"tokens_per_second": widen_interval(*paired_ratio(rates["pruned"], rates["dense"]))}
-    for name in ("ttft", "tpot"):
-        dense, pruned = (_medians_of_turns(turns[model], name) for model in ("dense", "pruned"))
-        if dense and pruned:
-            times_as_fast[name] = widen_interval(*paired_ratio(dense, pruned))
-    is_noisy = any(timing.variation_of(each) > timing.NOISY for each in rates.values())
+    ratios: dict[str, list[tuple[float, float, float]]] = {}
+    for turns in processes:
+        for name, ratio in _ratios_of_turns(turns).items():
+            ratios.setdefault(name, []).append(ratio)
+    flags = {
+        "noisy": any(map(_is_noisy, processes)),
+        "processes_disagree": is_inconsistent(ratios["tokens_per_second"]),
+    }
     return LevelTiming(
         concurrency=level.concurrency,
         rate=level.rate,
-        dense=summarise_model(limits, turns["dense"]),
-        pruned=summarise_model(limits, turns["pruned"]),
-        times_as_fast=times_as_fast,
-        flags=("noisy",) if is_noisy else (),
+        dense=summarise_model(limits, list(chain.from_iterable(turns["dense"] for turns in processes))),
+        pruned=summarise_model(limits, list(chain.from_iterable(turns["pruned"] for turns in processes))),
+        times_as_fast={name: join_ratios(each) for name, each in ratios.items()},
+        by_process={name: tuple(each) for name, each in ratios.items()} if len(processes) > 1 else None,
+        flags=tuple(name for name, holds in flags.items() if holds),
     )
+
+
+def _is_noisy(turns: TurnsByModel) -> bool:
+    """Say whether the turns of a model in one process differ by more than their limit."""
+    rates = [list(map(_rate_of_turn, mine)) for mine in turns.values()]
+    return any(timing.variation_of(each) > timing.NOISY for each in rates)
+
+
+def _ratios_of_turns(turns: TurnsByModel) -> dict[str, tuple[float, float, float]]:
+    """Return how many times as fast the pruned model is in one process, each with its interval."""
+    rates = {name: list(map(_rate_of_turn, mine)) for name, mine in turns.items()}
+    ratios = {"tokens_per_second": widen_interval(*paired_ratio(rates["pruned"], rates["dense"]))}
+    for name in ("ttft", "tpot"):
+        dense, pruned = (_medians_of_turns(turns[model], name) for model in ("dense", "pruned"))
+        if dense and pruned:
+            ratios[name] = widen_interval(*paired_ratio(dense, pruned))
+    return ratios
 
 
 def summarise_model(limits: Mapping[str, float], turns: Sequence[LoadPass]) -> ModelUnderLoad:

@@ -20,19 +20,22 @@ from filelock import FileLock, Timeout
 
 from bench.data import pretrained, texts
 from bench.export import write
-from bench.plan.kinds import to_plain
+from bench.plan.kinds import to_plain, value_from_plain
 from bench.plan.load import ALONE
 from bench.plan.protocol import AUTO, Protocol, ServedProtocol
 from bench.plan.trust import Trust
 from bench.records import run_folder, served
 from bench.records.record import Record, name_of_model
 from bench.records.served import ServedRecord
-from bench.runs.reproduce import PrunedModel
+from bench.records.speed_results import PointTiming
+from bench.runs.reproduce import PrunedModel, refuse_trained
 from bench.serving.adapters import ExportedModel, NotServed, ServingEngine
 from bench.serving.load import RequestSource, describe_load, read_requests, time_under_load
 from bench.speed import workloads
+from bench.speed.benchmark import join_processes
 from bench.speed.workloads import TimedPoint
 from bench.system import environment, failures
+from bench.system.environment import join_machines
 from methods.console import say
 from methods.errors import Unwritable, UserError
 
@@ -98,6 +101,7 @@ def find_served(trust: Trust, names: Sequence[str] = ()) -> list[Served]:
         for record in model.cells.values():
             if write.find_saved_model(record, trust, record.cell.dtype) is None:
                 trust.refuse(record.cell)
+                refuse_trained(record)
     return models
 
 
@@ -316,9 +320,24 @@ class _RowMeasurer:
         """Return what was timed of a model: points, or levels of load. Raises NotServed."""
         if self.requests:
             return time_under_load(self.engine, dense, exported, self.protocol, self.requests, hear=hear)
-        speed = self.engine.speed(dense, exported, self.points, hear)
+        speed = self._time_in_processes(dense, exported, hear)
         self._predict(speed["points"], exported)
         return speed
+
+    def _time_in_processes(
+        self, dense: ExportedModel, exported: ExportedModel, hear: Callable[[str], object]
+    ) -> dict[str, Any]:
+        """Return what the engine times in one process after the other. Raises NotServed."""
+        speeds, number = list[dict[str, Any]](), self.protocol.processes
+        for which in range(1, number + 1):
+            if speeds:
+                self.engine.end()
+            hear_process = (lambda words, which=which: hear(f"process {which}: {words}")) if number > 1 else hear
+            speeds.append(self.engine.speed(dense, exported, self.points, hear_process))
+        timings_of_points = zip(*map(_read_points, speeds), strict=True)
+        points = [to_plain(join_processes(timings)) for timings in timings_of_points]
+        machines = [speed["machine"] for speed in speeds if "machine" in speed]
+        return speeds[0] | {"points": points} | ({"machine": join_machines(machines)} if machines else {})
 
     def _export(self, key: str, kind: str) -> ExportedModel:
         model, cell = self._model(key), self.to_serve.cells[key].cell
@@ -349,3 +368,7 @@ class _RowMeasurer:
             figures["speedup_by_macs"] = self.work[point] / mine[point]
             if point.kind == "decode" and exported.step_bytes and self.dense.step_bytes:
                 figures["speedup_by_bytes"] = self.dense.step_bytes(point) / exported.step_bytes(point)
+
+
+def _read_points(speed: dict[str, Any]) -> list[PointTiming]:
+    return [value_from_plain(PointTiming, point) for point in speed["points"]]

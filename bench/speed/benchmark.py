@@ -44,7 +44,7 @@ from bench.speed.workloads import (
     predict_speedup,
     workload_of_point,
 )
-from bench.stats.intervals import paired_ratio
+from bench.stats.intervals import is_inconsistent, join_ratios, paired_ratio
 from bench.system import failures, gpu
 from bench.system.memory import give_back, set_gpu
 from methods import console
@@ -333,6 +333,40 @@ def summarise_rounds(
         speedup, low, high = widen_interval(*_speedup(passes))
         result = replace(result, speedup=speedup, speedup_low=low, speedup_high=high)
     return result
+
+
+def join_processes(timings: Sequence[PointTiming]) -> PointTiming:
+    """Return the timing of a point that several processes have timed, each with both models in turns.
+
+    All calls are kept. One process alone, or one in which the point has no speed-up, is the answer as it is.
+    """
+    intervals = [each.interval for each in timings]
+    if len(timings) == 1:
+        return timings[0]
+    if None in intervals:
+        return timings[intervals.index(None)]
+    by_process = tuple(interval for interval in intervals if interval)
+    rounds, medians = dict[str, tuple[tuple[float, ...], ...]](), dict[str, Any]()
+    for name in ("dense", "pruned"):
+        rounds[name] = tuple(chain.from_iterable(getattr(each.rounds, name) for each in timings))
+        samples = list(chain(*rounds[name]))
+        medians |= {f"{name}_ms": median(samples), f"{name}_cv": timing.variation_of(samples)}
+    speedup, low, high = join_ratios(by_process)
+    flags = [
+        *chain.from_iterable(each.flags or () for each in timings),
+        *["processes_disagree"] * is_inconsistent(by_process),
+    ]
+    return replace(
+        timings[0],
+        rounds=Rounds(**rounds),
+        **medians,
+        clocks_apart=max(each.clocks_apart or 0.0 for each in timings),
+        speedup=speedup,
+        speedup_low=low,
+        speedup_high=high,
+        by_process=by_process,
+        flags=tuple(dict.fromkeys(flags)),
+    )
 
 
 def widen_interval(ratio: float, low: float, high: float) -> tuple[float, float, float]:

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -111,6 +111,15 @@ def load_between_states(before: dict[str, float], after: dict[str, float]) -> di
         "stolen_cores": round(spent["stolen_seconds"] / spent["seconds"], 3),
         **throttled,
     }
+
+
+def join_machines(loads: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the most cores of each kind over several answers of `load_between_states`."""
+    highest: dict[str, float] = {}
+    for load in loads:
+        for kind, cores in load.items():
+            highest[kind] = max(cores, highest.get(kind, cores))
+    return highest
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

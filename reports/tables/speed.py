@@ -144,7 +144,7 @@ def _table_of_load(records: Sequence[ServedRecord]) -> Table:
             rows.append(_served_row(record, name, [*_quality(record, base), *cells]))
     quality = [replace(column, label=column.label.format(text)) for column in FIGURES[:QUALITY]]
     flags = chain.from_iterable(map(_served_flags, records, _names(records)))
-    requests = f"{under_load.describe_load(load)}; up to {protocol['rounds']} rounds"
+    requests = f"{under_load.describe_load(load)}; {_rounds(protocol)}"
     windows = f"{protocol['windows']} windows of {protocol['window']} tokens of {text}"
     about = (f"{windows}; {requests}.", ABOUT_QUALITY, under_load.ABOUT, under_load.ABOUT_TIMES.format(base=first.base))
     return Table(
@@ -179,8 +179,7 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
     sizes = [f"{KINDS[kind]} {key[1]:,}, batch {key[2]}" for kind, key in key_by_kind.items() if key]
     footnote = (
         f"{protocol['windows']} windows of {protocol['window']} tokens of {shorten_name(protocol['text'])}; "
-        f"{'; '.join(sizes)}; up to "
-        f"{protocol['rounds']} rounds, {protocol['steps']} tokens a pass."
+        f"{'; '.join(sizes)}; {_rounds(protocol)}, {protocol['steps']} tokens a pass."
     )
     sizes_of = ABOUT_LLAMA_CPP if own else ABOUT_VLLM
     about = (ABOUT_SPEED.format(base=first.base),)
@@ -208,6 +207,12 @@ def _of(records: Sequence[ServedRecord]) -> Iterator[Table]:
         yield Table(
             "served-points", "served", name, f"{title}: all that was timed", conditions, POINTS, tuple(lines), (), about
         )
+
+
+def _rounds(protocol: Mapping[str, Any]) -> str:
+    """Return in words in how many rounds and processes models were timed."""
+    processes = protocol.get("processes", 1)
+    return f"up to {protocol['rounds']} rounds" + (f" in each of {processes} processes" if processes > 1 else "")
 
 
 def _engine(record: ServedRecord) -> str:
@@ -385,14 +390,22 @@ def _served_flags(record: ServedRecord, name: str) -> Iterator[FlaggedCell]:
         yield FlaggedCell(FAILED, name, {"status": record.status.replace("_", " "), "reason": record.error})
     for level in under_load.levels_of(record):
         for word in level.flags:
-            yield FlaggedCell(OF_POINTS[word], name, {"points": level.name})
+            apart = _apart(word, (level.by_process or {}).get("tokens_per_second"))
+            yield FlaggedCell(OF_POINTS[word], name, {"points": level.name + apart})
     for point in _served_points(record):
         kind, tokens, batch = _key(point)
         where = f"{kind} {tokens:,} at batch {batch}"
         if point.failed is not None:
             yield FlaggedCell(NOT_TIMED, name, {"failure": f"{where}: {point.failed}"})
         for word in () if point.failed is not None else point.flags or ():
-            yield FlaggedCell(OF_POINTS[word], name, {"points": where})
+            yield FlaggedCell(OF_POINTS[word], name, {"points": where + _apart(word, point.by_process)})
+
+
+def _apart(word: str, ratios: Sequence[tuple[float, float, float]] | None) -> str:
+    """Return the ratios of processes in words behind the place of a flag that says that they disagree."""
+    if word != "processes_disagree" or not ratios:
+        return ""
+    return ": " + ", ".join(f"{ratio:.2f}x" for ratio, _, _ in ratios)
 
 
 TIMED = (

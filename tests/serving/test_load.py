@@ -93,7 +93,7 @@ def turn(ttft, gap, seconds, tokens=(3, 5)):
 
 def test_figures_follow_from_the_requests_by_hand():
     turns = {"dense": [turn(100, 20, 1.0)] * 6, "pruned": [turn(50, 10, 0.5)] * 5 + [turn(90, 10, 0.5)]}
-    level = summarise_level(FOUR, {"ttft": 60.0, "latency": 80.0}, turns)
+    level = summarise_level(FOUR, {"ttft": 60.0, "latency": 80.0}, [turns])
     pruned = level.pruned
     assert (level.name, level.flags) == ("4 at once", ())
     assert level.dense.ttft_ms == [100, 100, 100] and level.dense.tpot_ms == [20, 20, 20]
@@ -105,17 +105,33 @@ def test_figures_follow_from_the_requests_by_hand():
     assert level.times_as_fast["tpot"] == pytest.approx((2, 1.98, 2.02))
     assert level.times_as_fast["ttft"][0] == pytest.approx(2) and level.times_as_fast["ttft"][1] < 1.98
     assert len(pruned.turns) == 6 and pruned.turns[5].ttft_ms == (90, 90) and pruned.turns[0].tokens == (3, 5)
-    assert summarise_level(FOUR, {}, turns).pruned.goodput is None
+    assert summarise_level(FOUR, {}, [turns]).pruned.goodput is None
 
 
 def test_a_model_beside_itself_is_as_fast_and_answers_of_one_token_have_no_time_per_token():
     turns = [turn(100 + 10 * number, 20, 1.0 + 0.1 * number, (1, 1)) for number in range(6)]
-    level = summarise_level(FOUR, {"tpot": 1.0}, {"dense": turns, "pruned": turns})
+    level = summarise_level(FOUR, {"tpot": 1.0}, [{"dense": turns, "pruned": turns}])
     assert set(level.times_as_fast) == {"tokens_per_second", "ttft"}
     for value, low, high in level.times_as_fast.values():
         assert value == 1 and low <= 0.99 and high >= 1.01
     assert level.pruned.tpot_ms is None and level.flags == ("noisy",)
     assert level.pruned.goodput == level.pruned.requests_per_second
+
+
+def test_a_ratio_reaches_over_the_processes_that_read_the_models_anew():
+    """Twice as fast in one process, three times in the other: neither interval alone would say so."""
+    dense = [turn(120, 24, 1.2)] * 6
+    quick, quicker = ({"dense": dense, "pruned": [turn(120 / by, 24 / by, 1.2 / by)] * 6} for by in (2, 3))
+    alone, both = summarise_level(FOUR, {}, [quick]), summarise_level(FOUR, {}, [quick, quicker])
+    assert alone.by_process is None and alone.flags == ()
+    for name in ("tokens_per_second", "ttft", "tpot"):
+        assert alone.times_as_fast[name] == pytest.approx((2, 1.98, 2.02))
+        assert both.times_as_fast[name] == pytest.approx((6**0.5, 1.98, 3.03))
+        assert both.by_process[name] == (pytest.approx((2, 1.98, 2.02)), pytest.approx((3, 2.97, 3.03)))
+    assert both.flags == ("processes_disagree",)
+    assert summarise_level(FOUR, {}, [quick, quick]).flags == ()
+    assert len(both.dense.turns) == len(both.pruned.turns) == 12
+    assert both.pruned.tokens_per_second == pytest.approx(12 * 8 / (6 * 0.6 + 6 * 0.4))
 
 
 REFUSED = {

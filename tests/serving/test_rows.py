@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import sys
@@ -30,6 +31,8 @@ from bench.records.load_results import LevelTiming
 from bench.serving import adapters
 from bench.serving import serve as rows
 from bench.serving.adapters import ExportedModel, NotServed
+from bench.speed.benchmark import summarise_rounds
+from bench.speed.timing import Pass
 from methods.errors import CheckpointError, Unwritable, UserError
 from reports.figures.load import figures_of_load
 from reports.tables.speed import tables_of_served
@@ -59,7 +62,7 @@ def trust(run) -> Trust:
 
 def asked(place, **more) -> ServedProtocol:
     text = {"text": str(place / "words.txt"), "windows": 4, "window": 32}
-    return ServedProtocol(**text | {"prefill": (16,), "decode": (8,), "steps": 4, "rounds": 6} | more)
+    return ServedProtocol(**text | {"prefill": (16,), "decode": (8,), "steps": 4, "rounds": 6, "processes": 1} | more)
 
 
 class Recorded:
@@ -147,6 +150,63 @@ def test_what_the_removed_work_would_bring_is_beside_each_point(fresh):
     assert prefill["speedup_by_macs"] > decode["speedup_by_macs"] > 1  # of a prompt the head computes one position
     assert decode["speedup_by_bytes"] == len("float32") / len("q8_0")
     assert [point["speedup_by_macs"] for point in found["dense@q8_0"].measured["points"]] == [1, 1]
+
+
+class TimedAnew(Recorded):
+    """An engine in each of whose processes the same model is another number of times as fast."""
+
+    def __init__(self, ratios):
+        super().__init__()
+        self.ratios = itertools.cycle(ratios)
+
+    def end(self):
+        self.did.append("end")
+
+    def speed(self, dense, exported, points, hear):
+        ratio = next(self.ratios)
+        self.did.append("time")
+        hear(f"{ratio} times")
+        turns = {"dense": [[Pass([ratio * 10.0], ratio * 10.0)]] * 6, "pruned": [[Pass([10.0], 10.0)]] * 6}
+        points = [to_plain(summarise_rounds(point, turns, {})) for point in points]
+        return {"points": points, "memory": {}, "machine": {"other_cores": ratio, "stolen_cores": 1 / ratio}}
+
+
+def test_each_row_is_timed_in_several_processes_that_read_both_models_anew(fresh, capsys):
+    mine = TimedAnew([2, 3])
+    rows_of_two = serve(fresh, mine, ["drop-tail"], types=("float32",), processes=2)
+    assert mine.did == [
+        "require",
+        "dense@float32",
+        *["time", "end", "time"],
+        "drop-tail@float32",
+        "time",
+        "end",
+        "time",
+    ]
+    assert "process 1: 2 times" in (err := capsys.readouterr().err) and "process 2: 3 times" in err
+    assert served.load(fresh / "run", pytest.fail) == list(rows_of_two.values())  # each fits the layout
+    measured = rows_of_two["drop-tail@float32"].measured
+    for point in measured["points"]:
+        assert (point["speedup"], point["speedup_low"], point["speedup_high"]) == pytest.approx((6**0.5, 1.98, 3.03))
+    assert measured["machine"] == {"other_cores": 3, "stolen_cores": 0.5}
+    (table,) = tables_of_served(list(rows_of_two.values()))
+    assert "up to 6 rounds in each of 2 processes" in " ".join(table.footnotes)
+    (note,) = [note for note in table.notes if "disagree" in note]
+    assert "drop-tail@float32 [prefill 16 at batch 1: 2.00x, 3.00x]" in note
+
+
+def test_a_row_of_one_process_is_no_answer_to_several_and_an_older_one_is_of_one(fresh):
+    once = serve(fresh, Recorded(), ["drop-tail"])
+    for row in served.load(fresh / "run"):
+        older = dataclasses.replace(row, protocol={k: v for k, v in row.protocol.items() if k != "processes"})
+        served.save(fresh / "run", older)
+    same = Recorded()
+    serve(fresh, same, ["drop-tail"])
+    assert same.did == ["require"] and len(served.load(fresh / "run")) == len(once)
+    again = TimedAnew([2])
+    serve(fresh, again, ["drop-tail"], processes=2)
+    assert "drop-tail@q8_0" in again.did
+    assert len(tables_of_served(served.load(fresh / "run"))) == 2  # and never beside each other
 
 
 def test_without_the_dense_model_nothing_is_timed(fresh):
@@ -375,7 +435,7 @@ def test_vllm_is_given_folders_and_its_turns_are_paired(fresh, stub_of_vllm, cap
     assert found["dense"].measured["engine"] == engine | {"threads": found["dense"].protocol["threads"]}
     notes = [json.loads(line) for line in (tmp_path / "notes").read_text().splitlines()]
     processes = {note["process"] for note in notes if "process" in note}
-    assert len(processes) == 1  # for the dense model, twice, and the pruned one
+    assert len(processes) == 3  # each of both rows goes on in the last one and then has one of its own
     assert not any(map(psutil.pid_exists, processes))
     monkeypatch.setattr(adapters, "EXACT", 1e-3)
     assert main(["serve-speed", *cells, *text, *other, "--steps", "3"]) == 2
@@ -413,6 +473,20 @@ def test_mistakes_are_one_line(fresh, capsys, monkeypatch, tmp_path):
     assert "--engine-args: '-tp' belongs to no flag" in refused(capsys, run, *short)
     monkeypatch.setattr(llama_cpp, "is_installed", lambda: False)
     assert "pip install 'prunebench[llama]'" in refused(capsys, run)
+
+
+def test_a_model_that_no_decisions_make_again_is_refused_before_any_work(fresh, tmp_path, monkeypatch):
+    every = run_folder.read_records
+
+    def healed(run, *how):
+        records = every(run, *how)
+        key = next(key for key, record in records.items() if record.cell.method == "drop-tail")
+        cell = dataclasses.replace(records[key].cell, healing={"how": "lora"})
+        return records | {key: dataclasses.replace(records[key], cell=cell)}
+
+    monkeypatch.setattr(run_folder, "read_records", healed)
+    with pytest.raises(UserError, match=r"was trained .* is not made again; `run --save-models` keeps its model"):
+        rows.find_served(trust(fresh / "run"))
 
 
 def test_a_run_without_the_dense_model_is_refused(fresh, tmp_path):
@@ -476,7 +550,16 @@ def test_a_run_serves_its_models_afterwards(place, tmp_path, capsys, monkeypatch
     how = ["--texts", text, "--calibration", text, "--tasks", "none", "--window", "32", "--windows", "2"]
     how += ["--calibration-sequences", "2", "--calibration-length", "24", "--profile", "smoke", "--device", "cpu"]
     how += ["--speed-rounds", "0", "--no-checks", "--methods", "drop-tail", "--ratio", "0.3", "--threads", "1"]
-    small = {"text": text, "windows": 2, "window": 32, "prefill": (8,), "decode": (8,), "steps": 2, "rounds": 6}
+    small = {
+        "text": text,
+        "windows": 2,
+        "window": 32,
+        "prefill": (8,),
+        "decode": (8,),
+        "steps": 2,
+        "rounds": 6,
+        "processes": 1,
+    }
     monkeypatch.setattr(run_command, "ServedProtocol", lambda engine: ServedProtocol(**small | {"engine": engine}))
     out = str(tmp_path / "run")
     assert main(["run", "--model", str(place / "model"), *how, "--out", out, "--engine-speed", "llama.cpp"]) == 0
@@ -516,11 +599,13 @@ def test_models_under_load_have_rows_of_their_own_in_one_table_and_one_figure(fr
     load = LoadProtocol(**LOAD, rate=(500.0,), slo=("ttft=60s", "tpot=60s"))
     with stream(key="sesame-17") as (port, handler):
         mine = Loaded(port)
-        rows_of_load = serve(fresh, mine, ["drop-tail"], types=("float32",), load=load)
+        how = {"types": ("float32",), "load": load, "processes": 2}
+        rows_of_load = serve(fresh, mine, ["drop-tail"], **how)
         sent = len(handler.requests)
-        assert serve(fresh, Loaded(port), ["drop-tail"], types=("float32",), load=load) == rows_of_load
+        assert serve(fresh, Loaded(port), ["drop-tail"], **how) == rows_of_load
         assert len(handler.requests) == sent  # not measured again
-    assert sent % (2 * 2 * 2) == 0 and "serve dense 9 2" in mine.did and "serve drop- 9 2" in mine.did
+    assert sent % (2 * 2 * 2) == 0
+    assert (mine.did.count("serve dense 9 2"), mine.did.count("serve drop- 9 2")) == (3 * 2, 2)  # of two rows, twice
     kept = served.load(fresh / "run", pytest.fail)  # each fits the layout
     assert kept == [*alone.values(), *rows_of_load.values()]
     pruned = rows_of_load["drop-tail@float32"]

@@ -40,7 +40,7 @@ from bench.records.speed_results import MachineState, MachineThen, MatrixWidths,
 from bench.runs import job
 from bench.schedule.memory_needs import MemoryNeeds
 from bench.speed import benchmark, peaks, timed_cell, timing
-from bench.speed.benchmark import is_narrow, summarise_rounds
+from bench.speed.benchmark import is_narrow, join_processes, summarise_rounds
 from bench.speed.timing import EventClock, Pass, WallClock, WarmUp, Workload
 from bench.speed.workloads import (
     TimedPoint,
@@ -50,7 +50,7 @@ from bench.speed.workloads import (
     predict_speedup,
     workload_of_point,
 )
-from bench.stats.intervals import paired_ratio
+from bench.stats.intervals import join_ratios, paired_ratio
 from bench.system import environment
 from bench.system import gpu as gpu_driver
 from bench.system import worker as isolation
@@ -272,6 +272,54 @@ def test_a_summary_flags_what_should_not_be_believed():
     alone = summarise_rounds(POINT, {"pruned": steady}, {"pruned": ready})
     assert alone.pruned_ms == 30
     assert not [name for name in to_plain(alone) if name.startswith(("speedup", "dense"))]
+
+
+# --- several processes
+
+
+def timed(ratios, **more):
+    """A point that one process has timed, in whose rounds the dense model took so many times as long."""
+    times = {"dense": passes([10.0 * ratio for ratio in ratios]), "pruned": passes([10.0] * len(ratios))}
+    return dataclasses.replace(summarise_rounds(POINT, times, {}), **more)
+
+
+def test_a_speed_up_reaches_over_the_processes_that_have_timed_it():
+    """Both intervals are narrow, and neither holds what the other process has found."""
+    first, second = timed([2.12] * 6), timed([3.19] * 8, flags=("noisy",), clocks_apart=0.04)
+    both = join_processes([first, second])
+    assert both.speedup == pytest.approx((2.12 * 3.19) ** 0.5)
+    assert (both.speedup_low, both.speedup_high) == (first.speedup_low, second.speedup_high)
+    assert both.by_process == (first.interval, second.interval)
+    assert both.flags == ("noisy", "processes_disagree")
+    assert both.clocks_apart == 0.04
+    assert both.rounds.dense == first.rounds.dense + second.rounds.dense
+    assert len(both.rounds.pruned) == 14
+    assert both.dense_ms == pytest.approx(31.9)  # the median of 14 rounds is one of the eight
+    assert join_processes([second, first]).interval == both.interval
+
+
+def test_a_process_alone_is_its_own_answer_and_equal_ones_change_nothing():
+    first = timed([1.9, 2.0, 2.1, 2.0, 2.05, 1.95])
+    assert join_processes([first]) is first
+    both = join_processes([first, first])
+    assert both.interval == pytest.approx(first.interval)
+    assert both.flags == ()
+
+
+def test_a_point_that_fails_in_one_process_has_no_speed_up():
+    failed = POINT.timing(failed="no room")
+    for order in ([timed([2.0] * 6), failed], [failed, timed([2.0] * 6)]):
+        assert join_processes(order) == failed
+
+
+@pytest.mark.parametrize(("number", "share"), [(1, 0.0), (2, 0.5), (6, 1 - 2**-5)])
+def test_the_range_of_measurements_that_differ_holds_the_median_as_often_as_order_statistics(number, share):
+    generator, hits = np.random.default_rng(number), 0
+    for _ in range(2000):
+        ratios = [(ratio, ratio * 0.999, ratio * 1.001) for ratio in np.exp(generator.normal(0, 0.5, number))]
+        _, low, high = join_ratios(ratios)
+        hits += low <= 1 <= high
+    assert hits / 2000 == pytest.approx(share, abs=0.03)
 
 
 # --- the interval
