@@ -44,7 +44,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -59,7 +59,7 @@ from methods.model.sizes import parameters
 from methods.model.structures import Narrowed, Structure, cuts_of, keep, structures_of
 from methods.trials.blocks import Replacements
 from methods.trials.evolution import Fitness, Generations, Narrow, draw_distinct, end_of_search
-from methods.width.obs import KINDS, OBS, Counts, Cut, CutTarget, Problem, Score
+from methods.width.obs import KINDS, OBS, Counts, Cut, CutTarget, Prefix, Problem, Score
 from methods.width.widths import fewest_of, find_equal_widths
 
 COARSEST = 8  # of a structure's units, at least one, are the first round's step
@@ -150,18 +150,7 @@ class Tyr(Pruner):
 
     def around(self, units_left: Counts, structures: list[Structure], number: int) -> Levels:
         """Return the levels of a round, around the units that are left so far."""
-        levels = Levels({}, {})
-        for each in structures:
-            unit, at = self.multiple if each.kind == "channels" else 1, (each.number, each.kind)
-            step = max(unit, each.size // (COARSEST * 2**number) // unit * unit)
-            most, w = (self.levels - 1) // 2, units_left[at]
-            several = (w + j * step for j in range(-most, most + 1))
-            fewest = fewest_of(each)
-            levels.units[at] = [
-                units for units in several if units == w or (fewest <= units <= each.size and units % unit == 0)
-            ]
-            levels.alike[at] = each.kind, each.cost, each.size
-        return levels
+        return Levels.around(units_left, structures, self.levels, COARSEST * 2**number, self.multiple)
 
     def narrow(self, model: Decoder, calibration: Calibration, levels: Levels, units_left: Counts) -> Narrow:
         """Return a function that narrows layers to the levels of a round. Its first call makes all matrices."""
@@ -174,20 +163,7 @@ class Tyr(Pruner):
 
     def supernet(self, model: Decoder, calibration: Calibration, levels: Levels, units_left: Counts) -> Supernet:
         """Return the matrices of all levels, each solved for on a model with `units_left`."""
-        supernet, pruned = Supernet(), make_twin(model)
-        structures = structures_of(pruned, *KINDS)
-
-        def cut(target: CutTarget, H: Tensor) -> Cut:
-            structure, size = target.structure, target.structure.size
-            at, problem = (structure.number, structure.kind), Problem(structure, H, self.damping)
-            order = supernet.order[at] = problem.cheapest(size - levels.units[at][0], self.score)
-            levels_and_matrices = zip(levels.units[at], problem.nested(order, levels.units[at]), strict=True)
-            supernet.matrices[at] = {units: V.cpu() for units, V in levels_and_matrices}
-            return problem.without(order[: size - units_left[at]])
-
-        removed = {(each.number, each.kind): each.size - units_left[each.number, each.kind] for each in structures}
-        OBS(damping=self.damping).sweep(pruned, structures, removed, calibration, cut)
-        return supernet
+        return make_supernet(model, calibration, levels, units_left, OBS(damping=self.damping, score=self.score))
 
 
 @dataclass
@@ -204,13 +180,46 @@ class Supernet:
         """Return a layer of its own at these levels."""
         small = layer.copy_sharing_matrices()
         small.store = None  # the store knows the layer itself, and keeps no copy
-        for level in narrowed:
-            structure = Structure(level.layer, level.kind, small)
-            dropped = self.order[level.layer, level.kind][: structure.size - level.units]
-            keep(small, level.kind, sorted(set(range(structure.size)) - set(dropped)))
-            V = self.matrices[level.layer, level.kind][level.units].to(small.device)
-            structure.writer.weight = nn.Parameter(V, requires_grad=False)
+        self.narrow_in_place(small, narrowed)
         return small
+
+    def narrow_in_place(self, layer: Layer, narrowed: Iterable[Narrowed]) -> None:
+        """Bring a layer to these levels. It has the matrices of the dense model so far."""
+        for level in narrowed:
+            structure = Structure(level.layer, level.kind, layer)
+            dropped = self.order[level.layer, level.kind][: structure.size - level.units]
+            keep(layer, level.kind, sorted(set(range(structure.size)) - set(dropped)))
+            V = self.matrices[level.layer, level.kind][level.units].to(layer.device)
+            structure.writer.weight = nn.Parameter(V, requires_grad=False)
+
+
+def make_supernet(
+    model: Decoder,
+    calibration: Calibration,
+    levels: Levels,
+    units_left: Counts,
+    obs: OBS,
+    *,
+    prefix: Prefix = "pruned",
+) -> Supernet:
+    """Return the matrices of all levels.
+
+    prefix  what each is solved for on: a model with `units_left` in front of it, or the dense model
+    """
+    supernet, pruned = Supernet(), make_twin(model)
+    structures = structures_of(pruned, *KINDS)
+
+    def cut(target: CutTarget, H: Tensor) -> Cut:
+        structure, size = target.structure, target.structure.size
+        at, problem = (structure.number, structure.kind), Problem(structure, H, obs.damping)
+        order = supernet.order[at] = problem.cheapest(size - levels.units[at][0], obs.score)
+        levels_and_matrices = zip(levels.units[at], problem.nested(order, levels.units[at]), strict=True)
+        supernet.matrices[at] = {units: V.cpu() for units, V in levels_and_matrices}
+        return problem.without(order[: size - units_left[at]])
+
+    removed = {(each.number, each.kind): each.size - units_left[each.number, each.kind] for each in structures}
+    obs.sweep(pruned, structures, removed, calibration, cut, prefix=prefix)
+    return supernet
 
 
 def state_of(units_left: Counts) -> Replacements:
@@ -234,6 +243,28 @@ class Levels:
 
     units: dict[tuple[int, str], list[int]]
     alike: dict[tuple[int, str], tuple[str, int, int]]
+
+    @classmethod
+    def around(
+        cls, units_left: Counts, structures: Iterable[Structure], most: int, steps: int, multiple: int = 1
+    ) -> Levels:
+        """Return at most `most` levels of each structure around the units that it has left.
+
+        steps     of which a structure has as many as that, at most: a step is a share of its units, one at least
+        multiple  of which the channels of each level are, unless they are those that are left
+        """
+        levels = cls({}, {})
+        for each in structures:
+            unit, at = multiple if each.kind == "channels" else 1, (each.number, each.kind)
+            step = max(unit, each.size // steps // unit * unit)
+            reach, w = (most - 1) // 2, units_left[at]
+            several = (w + j * step for j in range(-reach, reach + 1))
+            fewest = fewest_of(each)
+            levels.units[at] = [
+                units for units in several if units == w or (fewest <= units <= each.size and units % unit == 0)
+            ]
+            levels.alike[at] = each.kind, each.cost, each.size
+        return levels
 
     def every(self) -> list[Narrowed]:
         """Return all levels of all structures, in an order that is always the same."""
