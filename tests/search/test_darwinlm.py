@@ -21,7 +21,7 @@ from methods.model.sizes import parameters
 from methods.model.structures import structures_of
 from methods.search import darwinlm
 from methods.search.darwinlm import COMPARED, TRAINED, DarwinLM, divergence_of, make_candidate, train_layers
-from methods.search.tyr import Levels, make_supernet, state_of, widths_of
+from methods.search.tyr import Levels, make_supernet, state_of
 from methods.trials import evolution
 from methods.trials.blocks import Trial
 from methods.width.obs import KINDS, OBS
