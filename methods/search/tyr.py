@@ -1,8 +1,7 @@
 """Search how much each layer loses, by swaps between matrices that optimal brain surgery has made: Týr-the-Pruner.
 
 Li, Zhao, Liu, Barsoum 2025, "Týr-the-Pruner: Structural Pruning LLMs via Global Sparsity Distribution Optimization",
-NeurIPS, arXiv 2503.09657. Code: AMD-AGI/Tyr-the-Pruner. DarwinLM searches alike, and trains each candidate a little
-(Tang, Sieberling, Kurtic, Shen, Alistarh 2025, arXiv 2502.07780).
+NeurIPS, arXiv 2503.09657. Code: AMD-AGI/Tyr-the-Pruner. `darwinlm` searches alike, and trains each candidate a little.
 
 A structure is the key/value heads of a layer's attention or the channels of its MLP. It has as many levels as
 
