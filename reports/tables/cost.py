@@ -77,7 +77,7 @@ def _looks(record: Record, needs: str | None) -> list[TableCell]:
     if needs == "nothing" or record.cell.method == "dense":
         return [cell_of_text("none"), cell_of_text(None), cell_of_text("no")]
     offered = protocol.calibration_sequences * protocol.calibration_length
-    reads = " ".join(f"{name}={parameters[name]}" for name in READS if name in parameters)
+    reads = " ".join(f"{name}={parameters[name]}" for name in READS if parameters.get(name) is not None)
     tokens = TableCell(f"{offered:,} tokens", value=offered)
     if not needs:
         return [tokens, cell_of_text(reads or None), cell_of_text(None)]

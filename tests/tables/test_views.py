@@ -449,6 +449,8 @@ def test_what_a_method_looks_at_is_told_only_where_it_is_known():
     assert [found[name].text for name in ("dense", "laco", "slicegpt")] == ["no", "no", "-"]
     assert cells("cost", "gradients", [LACO], needs={"laco": "calibration, gradients"})["laco"].text == "yes"
     assert cells("cost", "reads", [LACO], needs={"laco": "calibration"})["laco"].text == "sentences=5 tokens=16"
+    every = changed(LACO, "cell", "parameters", "tokens", to=None)  # which stands for all there are
+    assert cells("cost", "reads", [every], needs={"laco": "calibration"})["laco"].text == "sentences=5"
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
