@@ -13,7 +13,7 @@ A generation has four stages. In stage s = 0 .. 3 each state that is left is mad
 trained, and compared:
 
     tokens trained on    train x (1, 5, 10, 20)_s     AdamW, a sequence a step, the loss of the next token
-    tokens compared on   tokens x (1, 2, 4, 8)_s      KL(p || q), p of the dense model, q of the trained state
+    tokens compared on   compare x (1, 2, 4, 8)_s     KL(p || q), p of the dense model, q of the trained state
 
 Half of the states go on to the next stage, which the parent joins at last. The one that is left is the next parent. No
 training is kept: the model is cut to the winner's widths, with the matrices of its levels. What recovers, `--heal`
@@ -29,7 +29,7 @@ here those of the layers, in float32, at a rate that is 1e-5 at the residual wid
 falls with the width (Yang, Hu and others 2022, arXiv 2203.03466). There a structure may be drawn for both directions of
 a swap, as here. The cost of a unit has no linear term, as in `obs`.
 
-Cost. That of `obs` twice, and for each generation three forwards over `train` tokens 156 times, and two over `tokens`
+Cost. That of `obs` twice, and for each generation three forwards over `train` tokens 156 times, and two over `compare`
 tokens 68 times, where there are 16 children. Memory holds the model in float32 once and its layers three times more, as
 gradients and two moments; and on the host the output matrices of all levels. `minutes` ends the search after the
 generation in which they have passed. A search that was interrupted goes on behind the last generation.
@@ -54,7 +54,7 @@ from methods.model.calibration import Calibration, SweepLog
 from methods.model.decoder import Decoder, make_twin
 from methods.model.gradients import make_repeatable, require_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import cuts_of, structures_of
+from methods.model.structures import Narrowed, cuts_of, structures_of
 from methods.search.tyr import Levels, Supernet, make_supernet, state_of, widths_of
 from methods.trials.blocks import Replacements, kl, sum_loss
 from methods.trials.evolution import draw_sequences, end_of_search
@@ -62,7 +62,7 @@ from methods.width.obs import KINDS, OBS, Counts
 from methods.width.widths import find_equal_widths
 
 TRAINED = (1, 5, 10, 20)  # times `train`, by stage: 10k, 50k, 100k and 200k tokens in the paper
-COMPARED = (1, 2, 4, 8)  # times `tokens`, by stage: 1,024 to 8,192 in the paper
+COMPARED = (1, 2, 4, 8)  # times `compare`, by stage: 1,024 to 8,192 in the paper
 RATE, WIDTH = 1e-5, 4096  # of the authors' training, and of the models that it was run on
 
 
@@ -76,7 +76,7 @@ class DarwinLM(Pruner):
     levels: Count = 11  # of a structure, half of them above what it has left and half below
     mutations: Count = 3  # swaps of a child at most
     train: Tokens = 256  # tokens that a child is trained on in the first of four stages
-    tokens: Tokens = 256  # and that it is compared on there
+    compare: Tokens = 256  # and that it is compared on there
     lr: Positive | None = None  # None: 1e-5 at a residual width of 4,096, at others as 1 / width
     damping: Positive = 0.01  # what is added to the diagonal of H, as a share of its mean
     multiple: Count = 1  # what is left of the channels is a multiple of it
@@ -88,9 +88,9 @@ class DarwinLM(Pruner):
     axes = ("heads", "channels")
     leaves = ("heads",)
     paper_ratio = "the heads and channels"
-    paper_reads = "8,388,608 tokens of FineWeb-Edu; 500,000 to train and 100,000 to compare"  # scripts/*.sh
+    paper_reads = "1,024 x 8,192 tokens of FineWeb-Edu"  # scripts/*.sh
     look = Look("long", "D")
-    tiny = "generations=1,offspring=2,levels=3,train=24,tokens=24"
+    tiny = "generations=1,offspring=2,levels=3,train=24,compare=24"
 
     @property
     def holds(self) -> Holds:
@@ -107,7 +107,7 @@ class DarwinLM(Pruner):
         counts = [max(1, self.offspring >> stage) for stage in range(len(TRAINED))]
         counts[-1] += 1  # the parent
         trained = sum(count * times * self.train for count, times in zip(counts, TRAINED, strict=True))
-        compared = sum(count * times * self.tokens for count, times in zip(counts, COMPARED, strict=True))
+        compared = sum(count * times * self.compare for count, times in zip(counts, COMPARED, strict=True))
         return 2 * OBS().forwards(layers, removed, tokens) + self.generations * (3 * trained + 2 * compared) / tokens
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class _Search:
             if is_last and parent not in states:
                 states.append(parent)
             train = draw_sequences(self.to_train, trained * self.how.train, self.generator)
-            compare = draw_sequences(self.to_compare, compared * self.how.tokens, self.generator)
+            compare = draw_sequences(self.to_compare, compared * self.how.compare, self.generator)
             losses = {state: self.train_and_compare(state, train, compare) for state in states}
             survivors = 1 if is_last else max(1, len(states) // 2)
             states = sorted(states, key=lambda state: losses[state][1])[:survivors]
@@ -199,7 +199,7 @@ class _Search:
         """Return the loss of a state on some tokens, before and after it is trained on others."""
         candidate = make_candidate(self.model, self.supernet, state)
         before = divergence_of(self.model, candidate, compare)
-        train_layers(candidate, train, self.lr)
+        fit_layers(candidate, train, self.lr)
         self.trained += int(train.mask.sum())
         return [before, divergence_of(self.model, candidate, compare)]
 
@@ -214,7 +214,7 @@ def make_candidate(model: Decoder, supernet: Supernet, state: Replacements) -> D
     """Return a model in a state, with weights of its own in float32."""
     candidate, copies = make_twin(model), dict[int, nn.Parameter]()
     for number, layer in enumerate(candidate.layers):
-        supernet.narrow_in_place(layer, [level for level in state if level.layer == number])
+        supernet.narrow_in_place(layer, [at for at in state if isinstance(at, Narrowed) and at.layer == number])
     for module in candidate.model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             own = nn.Parameter(weight.detach().float().clone(), requires_grad=False)
@@ -224,7 +224,7 @@ def make_candidate(model: Decoder, supernet: Supernet, state: Replacements) -> D
     return candidate
 
 
-def train_layers(model: Decoder, text: Calibration, lr: float) -> None:
+def fit_layers(model: Decoder, text: Calibration, lr: float) -> None:
     """Take a step of AdamW on each sequence, in place, by the mean loss of the next token."""
     weights = [weight for layer in model.layers for weight in layer.module.parameters()]
     optimiser = torch.optim.AdamW(weights, lr)
@@ -232,7 +232,8 @@ def train_layers(model: Decoder, text: Calibration, lr: float) -> None:
         for ids in _sequences(text):
             with torch.enable_grad():
                 logits = _logits(model, ids)[:-1]
-                nn.functional.cross_entropy(logits.float(), ids[1:].to(logits.device)).backward()
+                loss = nn.functional.cross_entropy(logits.float(), ids[1:].to(logits.device))
+                torch.autograd.backward([loss])
             optimiser.step()
             optimiser.zero_grad()
 

@@ -9,7 +9,7 @@ from authors_code import Run, every_run
 from torch import nn
 
 from methods.model.calibration import Calibration
-from methods.search.darwinlm import divergence_of, train_layers
+from methods.search.darwinlm import divergence_of, fit_layers
 from methods.width.obs import Problem
 
 
@@ -39,5 +39,5 @@ def test_darwinlm(run: Run):
     ids = torch.tensor(run["ids"])
     text = Calibration(ids, torch.ones_like(ids, dtype=torch.bool))
     first, rest = (Calibration(text.ids[rows], text.mask[rows]) for rows in (slice(0, 3), slice(3, None)))
-    train_layers(candidate, first, run["lr"])
+    fit_layers(candidate, first, run["lr"])
     run.agrees(None, kl=(divergence_of(dense, candidate, rest), run["kl"]))
