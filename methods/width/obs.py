@@ -367,7 +367,8 @@ class RemovalCosts:
     def costs(self) -> Tensor:
         """Return c of each unit, (U,), infinite for removed ones."""
         P_uu = torch.where(self.removed[:, None, None], torch.eye(self.w).to(self.P), self.P_uu)
-        c = 0.5 * _trace(self.Z_uu / P_uu if self.w == 1 else torch.linalg.solve(P_uu, self.Z_uu))
+        # not torch.linalg.solve, whose LU of several matrices is wrong in several threads (pytorch/pytorch 142815)
+        c = 0.5 * _trace(self.Z_uu / P_uu if self.w == 1 else torch.cholesky_solve(self.Z_uu, factor(P_uu)))
         if self.F_uu is not None:
             c += _trace(self.F_uu)
         return c.masked_fill(self.removed, torch.inf)
@@ -421,9 +422,9 @@ def _over(x: Tensor, L: Tensor) -> Tensor:
 
 
 def factor(H: Tensor) -> Tensor:
-    """Return L of H = L L^T. Raises Unsupported where H is not positive definite."""
+    """Return L of H = L L^T, (C, C) or (U, w, w). Raises Unsupported where H is not positive definite."""
     L, failed = torch.linalg.cholesky_ex(H)
-    if int(failed):
+    if bool(failed.any()):
         raise Unsupported(
             "the calibration tokens do not determine what the loss of each unit would cost; give more tokens, or the "
             "method a larger damping"

@@ -55,6 +55,17 @@ def test_costs_are_exact_loss_increases(width):
         gone = (*gone, unit)
 
 
+def test_two_threads_give_the_costs_of_one():
+    """Of heads as wide as those of real models: LU of several matrices at once is wrong there (pytorch/142815)."""
+    of, C = torch.Generator().manual_seed(0), 3 * 192
+    X, W = (torch.randn(rows, C, generator=of, dtype=torch.float64) for rows in (2 * C, D))
+    costs = RemovalCosts(X.T @ X, W, 192)
+    alone = costs.costs()
+    torch.set_num_threads(2)
+    for _ in range(5):
+        torch.testing.assert_close(costs.costs(), alone, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("score", ["cost", "tyr-release"])
 @pytest.mark.parametrize(("units", "width"), [(48, 1), (8, 6)])
 def test_updates_that_wait_change_nothing(units, width, score, monkeypatch):
