@@ -21,16 +21,16 @@ trains on.
 
 Departures from the authors' code. There a state keeps its dense shapes, and training moves removed columns away from
 zero, so that a candidate is partly whole when it is compared; here it is narrow. There query heads go one by one and
-keys and values stay; here a key/value head goes with its query heads. There the search has 200 generations, trains on
-10,000 to 200,000 tokens and compares on 1,024 to 8,192, of sequences of 8,192; here a usual run has fewer. There the
-sequences that states are trained on and compared on are drawn of the same text with another seed; here every second
-sequence is trained on, and the others are compared on. There all weights are trained, in bfloat16 at a rate of 1e-5;
-here those of the layers, in float32, at a rate that is 1e-5 at the residual width of 4,096 of the authors' models and
-falls with the width (Yang, Hu and others 2022, arXiv 2203.03466). There a structure may be drawn for both directions of
-a swap, as here. The cost of a unit has no linear term, as in `obs`.
+keys and values stay; here a key/value head goes with its query heads. There the search has 200 generations of 16
+children, trains on 10,000 to 200,000 tokens and compares on 1,024 to 8,192, of sequences of 8,192; here a usual run has
+fewer. There the sequences that states are trained on and compared on are drawn of the same text with another seed; here
+every second sequence is trained on, and the others are compared on. There all weights are trained, in bfloat16 at a
+rate of 1e-5; here those of the layers, in float32, at a rate that is 1e-5 at the residual width of 4,096 of the
+authors' models and falls with the width (Yang, Hu and others 2022, arXiv 2203.03466). There a structure may be drawn
+for both directions of a swap, as here. The cost of a unit has no linear term, as in `obs`.
 
-Cost. That of `obs` twice, and for each generation three forwards over `train` tokens 156 times, and two over `compare`
-tokens 68 times, where there are 16 children. Memory holds the model in float32 once and its layers three times more, as
+Cost. That of `obs` twice, and for each generation three forwards over `train` tokens 88 times, and two over `compare`
+tokens 40 times, where there are 8 children. Memory holds the model in float32 once and its layers three times more, as
 gradients and two moments; and on the host the output matrices of all levels. `minutes` ends the search after the
 generation in which they have passed. A search that was interrupted goes on behind the last generation.
 """
@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -72,7 +72,7 @@ class DarwinLM(Pruner):
     """Search how many heads and channels each layer loses, each candidate trained a little (Tang et al. 2025)."""
 
     generations: Count = 10
-    offspring: Count = 16  # children in each generation
+    offspring: Count = 8  # children in each generation; 16 in the paper
     levels: Count = 11  # of a structure, half of them above what it has left and half below
     mutations: Count = 3  # swaps of a child at most
     train: Tokens = 256  # tokens that a child is trained on in the first of four stages
@@ -83,7 +83,7 @@ class DarwinLM(Pruner):
     minutes: Positive | None = None  # after which the search ends with what it has
 
     looks_at = "gradients"
-    cost = "that of obs twice, and 10 times 3 over 39,936 tokens and 2 over 17,408"
+    cost = "that of obs twice, and 10 times 3 over 22,528 tokens and 2 over 10,240"
     uneven_because = "it chooses the width of each layer"
     axes = ("heads", "channels")
     leaves = ("heads",)
@@ -104,11 +104,15 @@ class DarwinLM(Pruner):
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
         """Return the forwards of obs, twice, and of all training, which counts three times, and comparisons, twice."""
-        counts = [max(1, self.offspring >> stage) for stage in range(len(TRAINED))]
-        counts[-1] += 1  # the parent
+        counts = self.states_by_stage()
         trained = sum(count * times * self.train for count, times in zip(counts, TRAINED, strict=True))
         compared = sum(count * times * self.compare for count, times in zip(counts, COMPARED, strict=True))
         return 2 * OBS().forwards(layers, removed, tokens) + self.generations * (3 * trained + 2 * compared) / tokens
+
+    def states_by_stage(self) -> list[int]:
+        """Return how many states are trained in each stage of a generation, the parent in the last one included."""
+        counts = [max(1, self.offspring >> stage) for stage in range(len(TRAINED))]
+        return [*counts[:-1], counts[-1] + 1]
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the parameters that are left."""
@@ -146,13 +150,12 @@ class DarwinLM(Pruner):
             best.append([float(loss) for loss in losses])
             search.trained = int(trained)
         children = partial(levels.children, count=self.offspring, mutations=self.mutations, generator=search.generator)
-        with make_bar(self.generations, "searching", "generation", len(best)) as bar:
+        states = sum(self.states_by_stage())
+        with make_bar(self.generations * states, "searching", "state", len(best) * states) as bar:
             while len(best) < self.generations and time.monotonic() <= until:
-                parent, losses_of_winner = search.run_generation(parent, children([parent]))
+                parent, losses_of_winner = search.run_generation(parent, children([parent]), bar.update)
                 best.append(losses_of_winner)
                 _note_generation(log, search, parent, losses_of_winner)
-                bar.update()
-            bar.total = len(best)
         outcome = {"generations": len(best), "of_generations": self.generations, "tokens_trained": search.trained}
         of_kl = {"kl_before_training": [before for before, _ in best], "kl": [after for _, after in best]}
         return widths_of(parent), outcome | of_kl
@@ -180,9 +183,12 @@ class _Search:
         self.to_train, self.to_compare = (_take_rows(calibration, first) for first in (0, 1))
 
     def run_generation(
-        self, parent: Replacements, children: Sequence[Replacements]
+        self, parent: Replacements, children: Sequence[Replacements], note: Callable[[], object] = lambda: None
     ) -> tuple[Replacements, list[float]]:
-        """Return the state that is left after all stages, with its loss before and after training in the last."""
+        """Return the state that is left after all stages, with its loss before and after training in the last.
+
+        note  is called behind each state that was trained
+        """
         states, losses = list(children), dict[Replacements, list[float]]()
         for stage, (trained, compared) in enumerate(zip(TRAINED, COMPARED, strict=True)):
             is_last = stage == len(TRAINED) - 1
@@ -190,7 +196,10 @@ class _Search:
                 states.append(parent)
             train = draw_sequences(self.to_train, trained * self.how.train, self.generator)
             compare = draw_sequences(self.to_compare, compared * self.how.compare, self.generator)
-            losses = {state: self.train_and_compare(state, train, compare) for state in states}
+            losses = {}
+            for state in states:
+                losses[state] = self.train_and_compare(state, train, compare)
+                note()
             survivors = 1 if is_last else max(1, len(states) // 2)
             states = sorted(states, key=lambda state: losses[state][1])[:survivors]
         return states[0], losses[states[0]]

@@ -143,6 +143,7 @@ def test_half_of_the_states_go_on_and_the_parent_joins_the_last_stage(monkeypatc
     stages = [(2 * trained, 3 * compared) for trained, compared in zip(TRAINED, COMPARED, strict=True)]
     in_stages = [[state for state, *tokens in search.notes if tuple(tokens) == stage] for stage in stages]
     assert in_stages == [children, children[:8], children[:4], [*children[:2], parent]]
+    assert DarwinLM(offspring=16).states_by_stage() == [len(states) for states in in_stages]
     monkeypatch.setattr(Noted, "loss_of", staticmethod(lambda state: -1.0 if state == parent else place[state]))
     assert search.run_generation(parent, children)[0] == parent
 
