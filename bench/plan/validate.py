@@ -250,7 +250,7 @@ def _check_search_minutes(spec: RunSpec, choices: Iterable[MethodChoice]) -> Non
     """Refuse minutes of a search where no method has such a parameter."""
     if spec.search_minutes is not None and not any("minutes" in choice.given for choice in choices):
         having = [card.name for card in methods.cards_of_methods() for name, *_ in card.parameters if name == "minutes"]
-        raise UserError(f"--search-minutes ends a search, and --methods names none; {' and '.join(having)} are such")
+        raise UserError(f"--search-minutes ends a search, and --methods names none of {', '.join(having)}")
 
 
 def _check_healing(recipe: Recipe, protocols: Iterable[Protocol], target: Target, gpus: int) -> None:

@@ -89,7 +89,7 @@ class DarwinLM(Pruner):
     leaves = ("heads",)
     paper_ratio = "the heads and channels"
     paper_reads = "1,024 x 8,192 tokens of FineWeb-Edu"  # scripts/*.sh
-    look = Look("long", "D")
+    look = Look("long", "P")
     tiny = "generations=1,offspring=2,levels=3,train=24,compare=24"
 
     @property

@@ -45,6 +45,7 @@ COARSE = {  # how far from the budget the nearest model is that a method can mak
     ("wanda-sp", "kv"): 0.17,
     ("obs", "kv"): 0.17,
     ("tyr", "kv"): 0.17,
+    ("darwinlm", "kv"): 0.17,
     ("llm-pruner", "kv"): 0.09,
     **{
         (method, "latency"): 0.01

@@ -176,7 +176,7 @@ MISTAKES = {
     ),
     "minutes of no search": (
         ["--search-minutes", "3"],
-        "--search-minutes ends a search, and --methods names none; evopress and tyr are such",
+        "--search-minutes ends a search, and --methods names none of darwinlm, evopress, tyr",
     ),
     "no minutes": (["--search-minutes", "0"], "--search-minutes is 0.01 or more; got 0"),
     "no cells": (["--set", "laco.C=2,3", "--max-cells", "0"], "--max-cells is a positive number; got 0"),
