@@ -1,4 +1,4 @@
-"""Takes gradients of the loss, one layer at a time, from the last layer to the first.
+"""Takes gradients of the loss, or of another objective, one layer at a time, from the last layer to the first.
 
 A forward pass without gradients, each layer for all tokens before the next, keeps what enters each layer. Then each
 layer is run once more and differentiated alone. The gradient of its output is the gradient of the next layer's input:
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,34 @@ from methods.model.layer import Layer
 from methods.model.parts import InPlace
 
 TOKENS_AT_ONCE = 256  # of the calibration in one backward pass; no fewer than a sequence
+
+
+class Objective(NamedTuple):
+    """Is what is differentiated: a mean over some of a micro-batch, with respect to which L is a mean over all.
+
+    value  logits (B, T, V) in float32, targets (B, T-1), -100 for padding -> ()
+    count  targets -> of how many it is the mean
+    """
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    count: Callable[[Tensor], int]
+
+
+def _loss_of_next_token(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets.flatten())
+
+
+def _count_targets(targets: Tensor) -> int:
+    return int((targets >= 0).sum())
+
+
+def _largest_logits(logits: Tensor, targets: Tensor) -> Tensor:
+    is_padding = nn.functional.pad(targets < 0, (1, 0))  # never the first token
+    return logits.masked_fill(is_padding[:, :, None], -torch.inf).amax(1).mean()
+
+
+NEXT_TOKEN = Objective(_loss_of_next_token, _count_targets)  # the mean loss of all targets
+LARGEST_LOGITS = Objective(_largest_logits, len)  # mean over sequences and words of the largest logit at any token
 
 Sums = dict[Tensor, Tensor]  # a weight -> a sum for it, of its shape, in float32
 
@@ -48,10 +76,11 @@ def collect_gradients(
     *of: Any,
     g: bool = True,
     a: bool = False,
+    objective: Objective = NEXT_TOKEN,
 ) -> dict[int, list[Tensor]]:
     """Return `of_layer(l, g, a)`, on the CPU, for each layer l from the first that has one of `weights` on.
 
-    g   the gradient of the mean loss over all targets, of those weights that the layer has
+    g   the gradient of the objective, the mean loss over all targets, of those weights that the layer has
     a   the mean square of each sequence's own gradient
 
     Both are emptied before the next layer's turn. A few tokens are taken at a time, or with `a` one sequence. An
@@ -65,7 +94,7 @@ def collect_gradients(
     targets = ids[:, 1:].masked_fill(~mask[:, 1:], -100)
     pairs = list(zip(*(torch.split(x, 1 if a else max(1, TOKENS_AT_ONCE // T)) for x in (ids, targets)), strict=True))
     with require_gradients(model, ()), make_repeatable(model):
-        batches = _forward(model, pairs, first, calibration.wait)
+        batches = _forward(model, pairs, first, calibration.wait, objective)
     log = calibration.log([batch.back for batch in batches], of_layer.__module__, of_layer.__qualname__, *of, g, a)
     numbers = range(len(own) - 1, first - 1, -1)
     outcomes = dict(zip(numbers, log.kept(), strict=False))
@@ -111,8 +140,8 @@ class _BackwardPass:
     x          input of each layer that has not been differentiated yet, (B, T, D) each, from the first on
     arguments  layer kind -> all that the decoder passes besides the hidden states (positions, masks)
     back       dL/dy, (B, T, D), of the last of those layers
-    share      of its targets in all targets
-    loss       the mean over its targets
+    share      of what its objective is a mean of, in that of all micro-batches
+    loss       its objective
     """
 
     x: list[Tensor]
@@ -154,16 +183,22 @@ class _Returns(InPlace):
 
 
 def _forward(
-    model: Decoder, pairs: Sequence[tuple[Tensor, Tensor]], first: int, wait: Wait, *, quiet: bool = False
+    model: Decoder,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    first: int,
+    wait: Wait,
+    objective: Objective = NEXT_TOKEN,
+    *,
+    quiet: bool = False,
 ) -> list[_BackwardPass]:
     """Run each layer for all micro-batches, (ids, targets), and keep the inputs of the layers from `first` on.
 
-    Each micro-batch's mean loss is differentiated with respect to the output of the last layer. A `quiet` pass shows no
+    Each micro-batch's objective is differentiated with respect to the output of the last layer. A `quiet` pass shows no
     progress of its own.
     """
     entered = (enter(model, ids, sliced=True) for ids, _ in pairs)
     entries = [replace(entry, x=wait(entry.x)) for entry in entered]
-    x, total = [entry.x for entry in entries], sum(int((targets >= 0).sum()) for _, targets in pairs)
+    x, total = [entry.x for entry in entries], sum(objective.count(targets) for _, targets in pairs)
     kept = [list[Tensor]() for _ in pairs]
     layers = model.passing(range(len(model.stack)))
     for number, layer in layers if quiet else show_progress(layers, "states", "layer", total=len(model.stack)):
@@ -174,8 +209,8 @@ def _forward(
                 x[place] = wait(layer(x[place], entry.arguments[layer.kind]))
     passes = []
     for inputs, entry, y, (ids, targets) in zip(kept, entries, x, pairs, strict=True):
-        loss, back = _back(model, y, ids, targets)
-        share = int((targets >= 0).sum()) / total
+        loss, back = _back(model, y, ids, targets, objective)
+        share = objective.count(targets) / total
         passes.append(_BackwardPass(inputs, entry.arguments, wait(back), share, loss))
     return passes
 
@@ -185,14 +220,14 @@ def _names_of_weights(layer: Layer, weights: Collection[Tensor]) -> list[str]:
     return [name for name, weight in layer.module.named_parameters() if weight in weights]
 
 
-def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor) -> tuple[float, Tensor]:
-    """Return a micro-batch's mean loss L and dL/dy, where y leaves the last layer, (B, T, D) both."""
+def _back(model: Decoder, y: Tensor, ids: Tensor, targets: Tensor, objective: Objective) -> tuple[float, Tensor]:
+    """Return a micro-batch's objective L and dL/dy, where y leaves the last layer, (B, T, D) both."""
     y = y.detach().requires_grad_()
     modules = model.swap_stack(nn.ModuleList(_Returns(layer, model.family.wrap(y)) for layer in model.stack))
     try:
         with torch.enable_grad():
-            logits = model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False).logits[:, :-1].float()
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.to(logits.device).flatten())
+            logits = model.model(input_ids=ids.to(model.embed.weight.device), use_cache=False).logits.float()
+            loss = objective.value(logits, targets.to(logits.device))
             (back,) = torch.autograd.grad(loss, y)
     finally:
         model.swap_stack(modules)

@@ -19,7 +19,7 @@ from methods.model.decoder import Decoder
 
 SHARING = {
     *("shortgpt", "angular", "shortened-llama", "shortened-llama-taylor", "llm-drop"),
-    *("flap", "minitron-width", "2ssp", "llm-pruner", "puzzle", "llm-streamline", "modegpt"),
+    *("flap", "minitron-width", "2ssp", "llm-pruner", "nirvana", "puzzle", "llm-streamline", "modegpt"),
 }
 
 
