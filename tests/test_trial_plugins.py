@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import padded, tiny
-from pages import ROOT
+from made_samples import paired_perplexity
+from pages import ROOT, text
 from torch import nn
 
 import methods
@@ -150,3 +152,37 @@ def test_each_layer_is_chosen_on_a_model_whose_sizes_are_compensated(model):
         scores = ShortGPT().scores(pruned, CALIBRATION)
         assert kept[min(range(len(kept)), key=scores.__getitem__)] == chosen
     assert decided["removed_layers"] == sorted(order)
+
+
+def test_what_the_study_says_of_them_is_what_the_script_wrote():
+    page = text("docs/studies/laco-puzzle.md")
+    lines = map(json.loads, (ROOT / "docs/studies/trials.jsonl").read_text(encoding="utf-8").splitlines())
+    found = {(line["ratio"], line["seed"], line["method"]): line for line in lines}
+
+    def compare(ratio, one, other, seeds=range(3)):
+        """How many times the perplexity of the other the one has, on both texts by each draw."""
+        pairs = []
+        for seed in seeds:
+            both = [found[ratio, seed, name] for name in (other, one)]
+            assert abs(both[0]["parameters"] - both[1]["parameters"]) < 3e-3 * both[0]["parameters"]
+            for name in ("wiki", "c4"):
+                nll = [np.array(each[name]["nll"]) for each in both]
+                pairs.append(paired_perplexity(*nll, np.ones(len(nll[0]))))
+        return pairs
+
+    def ends(pairs):
+        estimates = [pair.estimate for pair in pairs]
+        return f"{min(estimates):.2f} to {max(estimates):.2f} times"
+
+    kin = compare(0.3, "nirvana+refit", "llm-pruner+refit")
+    assert all(pair.high < 1 for pair in kin)
+    assert f"by each of three draws, with {ends(kin)} its perplexity." in page
+    beside = compare(0.3, "nirvana+refit", "2ssp+refit")
+    assert sum(pair.high < 1 for pair in beside) == 1 and not any(pair.low > 1 for pair in beside)
+    assert f"It has {ends(beside)} that of `2ssp+refit`, shown once in six." in page
+    assert (
+        f"At 0.2 it has {ends(compare(0.2, 'nirvana+refit', 'llm-pruner+refit'))} that of `llm-pruner+refit`." in page
+    )
+    for ratio in (0.2, 0.3):
+        assert all(pair.high > 1 for pair in compare(ratio, "slimllm+refit", "nirvana+refit", [0]))
+        assert all(pair.low > 1 for pair in compare(ratio, "prune-and-comp+scale", "sleb+scale", [0]))
