@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from pages import measure, report, tables, text
 from tested_run import load_run
 
+from bench.plan import run_spec
 from bench.records.measured import ANSWER_BPB
 
 RUN, PAGE = "grid", "docs/studies/all-methods.md"
@@ -73,6 +76,27 @@ def sentences() -> list[str]:
         f"Of {pairs} pairs of methods bits per byte tell {shown[ANSWER_BPB]} apart, perplexity on Wikipedia "
         f"{shown[WIKI]}, and average accuracy {shown['average'] or 'none'}",
     ]
+
+
+def test_what_is_said_of_the_other_ratios_is_what_the_records_say():
+    run, page = load_run(RUN), text(PAGE)
+    every = {ratio: run.order(ratio, ANSWER_BPB) for ratio in (0.1, 0.3)}
+    assert {of[0] for of in every.values()} == {FIRST}
+    (count,) = {len(of) for of in every.values()}
+    assert f"At 0.1 and 0.3 `{FIRST}` has the fewest bits of {count} methods too." in page
+    assert {ratio: run.unshown(ratio, FIRST, ANSWER_BPB) for ratio in every} == {0.1: ["angular"], 0.3: []}
+    assert "Each other one is shown behind it there, but for `angular` at 0.1." in page
+    perplexity = run.value(0.3, LOWEST, WIKI)
+    assert f"`{LOWEST}` has the lowest perplexity at 0.2, and one of {perplexity:.0f} at 0.3." in page
+
+
+def test_what_was_not_measured_is_named():
+    """Of the methods of the spec: each has a row at 0.2, or is said to have none."""
+    (row,) = [line for line in text(PAGE).splitlines() if line.startswith("| Left out |")]
+    missing = {*run_spec.load_spec("grid", {}).methods} - {"dense", *load_run(RUN).order(0.2, WIKI)}
+    assert {label.partition("+")[0] for label in missing} == set(
+        re.findall(r"`([\w-]+)`", row.partition("Not measured yet: ")[2])
+    )
 
 
 def test_what_is_said_is_what_the_records_say():
