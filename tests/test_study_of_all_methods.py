@@ -84,6 +84,7 @@ def test_what_is_said_of_the_other_ratios_is_what_the_records_say():
     assert {of[0] for of in every.values()} == {FIRST}
     (count,) = {len(of) for of in every.values()}
     assert f"At 0.1 and 0.3 `{FIRST}` has the fewest bits of {count} methods too." in page
+    assert f"At 0.1 and 0.3 it is first of {count}." in text("README.md")
     assert {ratio: run.unshown(ratio, FIRST, ANSWER_BPB) for ratio in every} == {0.1: ["angular"], 0.3: []}
     assert "Each other one is shown behind it there, but for `angular` at 0.1." in page
     perplexity = run.value(0.3, LOWEST, WIKI)
