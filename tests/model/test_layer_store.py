@@ -23,6 +23,7 @@ from methods.model.layer_store import LayerStore
 
 RATIO = 0.3
 EVERY = [card.name for card in methods.cards_of_methods() if not card.fixed and card.name not in EXPERTS]
+EVERY.remove("darwinlm")  # which refuses such a model (tests/search/test_darwinlm.py)
 MENDED = ["scale", "linearpatch", "ghost", "replaceme"]
 MENDED = [
     *(f"shortgpt+{name}" for name in MENDED),
