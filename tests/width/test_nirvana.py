@@ -8,6 +8,7 @@ from conftest import padded, tiny
 
 import methods
 from methods.errors import OutOfReach
+from methods.model import gradients
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
@@ -40,9 +41,11 @@ def saliences(model: Decoder, rows: list[list[int]]) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.parametrize("at_once", [256, 24])
 @pytest.mark.parametrize("tokens", [24, 10])
-def test_scores_are_those_of_one_backward_pass(tokens, model):
-    """Of sequences of several lengths, or of their pieces, without padding."""
+def test_scores_are_those_of_one_backward_pass(tokens, at_once, model, monkeypatch):
+    """Of sequences of several lengths, or of their pieces, without padding, in one micro-batch or in several."""
+    monkeypatch.setattr(gradients, "TOKENS_AT_ONCE", at_once)
     pieces = [row[at : at + tokens] for row in ROWS for at in range(0, len(row), tokens)]
     salience = saliences(model, pieces)
     scores = scores_of_units(model, CALIBRATION, 32, tokens)
@@ -108,6 +111,8 @@ def test_the_ratio_is_met_within_eight_channels_and_a_head(ratio, model):
     assert all(count % MULTIPLE == 0 for count in decided["channels"])
     assert min(decided["kv_heads"]) >= 1
     assert parameters(model) == decided["parameters"]
+    if ratio:
+        assert decided["share_of_heads"] == pytest.approx(decided["share_of_channels"] / Nirvana().gamma)
 
 
 def test_what_no_cut_reaches_is_refused_before_any_gradient(model):
