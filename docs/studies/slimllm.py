@@ -76,13 +76,13 @@ class SlimLLM(Pruner):
         def of_layer(number: int, steps: Iterator[Step]) -> list[Tensor]:
             return statistics_of(layers[number], steps)
 
-        found = collect_by_layer(model, calibration, of_layer)
+        statistics = collect_by_layer(model, calibration, of_layer)
         structures = structures_of(model, "kv_heads", "channels")
-        shares = self.shares(torch.stack([cos for cos, *_ in found]))
+        shares = self.shares(torch.stack([cos for cos, *_ in statistics]))
         for structure, count in zip(structures, counts_of(structures, shares, ratio * parameters(model)), strict=True):
             if not count:
                 continue
-            _, moments, sums, score = found[structure.number]
+            _, moments, sums, score = statistics[structure.number]
             if structure.kind == "channels":
                 structure.remove(score, count)
             else:
@@ -157,8 +157,8 @@ def counts_of(structures: list[Structure], shares: Tensor, budget: float) -> lis
 
     def at(t: float, of_channels: float) -> list[int]:
         factor = {"kv_heads": t, "channels": t * of_channels}
-        wanted = [round(min(1.0, float(shares[each.number]) * factor[each.kind]) * each.size) for each in structures]
-        return [min(n, each.size - fewest_of(each)) for n, each in zip(wanted, structures, strict=True)]
+        counts = [round(min(1.0, float(shares[each.number]) * factor[each.kind]) * each.size) for each in structures]
+        return [min(n, each.size - fewest_of(each)) for n, each in zip(counts, structures, strict=True)]
 
     def freed(counts: list[int]) -> int:
         return sum(each.cost * count for each, count in zip(structures, counts, strict=True))
