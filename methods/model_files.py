@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -21,6 +22,12 @@ INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
 SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 READ = (".json", ".safetensors")  # suffixes of names that are read as files
+OF_IMAGES = (  # say how the inputs of a model that reads images are made; no weight depends on them
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
 MOST_BYTES = 2**28  # of a JSON file, as no index of weights has them
 NAMES_FILES = {  # keys of config.json by which transformers reads another file in place of the usual one
     "transformers_weights": "the weights",
@@ -100,6 +107,13 @@ def files_in_index(folder: Path) -> list[str]:
                 f"{index} names {file!r}, and may name files of its own folder alone; copy or download the model again"
             )
     return sorted(set(files.values()))
+
+
+def copy_image_processor(source: Path, target: Path) -> None:
+    """Copy what makes the inputs of a model that reads images into another folder; a file that is there stays."""
+    for name in OF_IMAGES:
+        if (source / name).is_file() and not (target / name).exists():
+            shutil.copyfile(source / name, target / name)
 
 
 def is_file_name(name: str) -> bool:

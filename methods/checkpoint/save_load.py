@@ -2,7 +2,7 @@
 
     config.json              of the stock class where stock transformers can hold the model, else a PrunedConfig
     model*.safetensors       the weights, in several files above a limit, with an index as transformers writes it
-    generation_config.json, tokenizer files
+    generation_config.json, tokenizer files, and those of the image processor of a model that reads images
     prunebench.json          the manifest: layout, hashes, counts, structure, where the model is from (see `save`)
     README.md                the card, made from the manifest
 
@@ -315,6 +315,8 @@ def _write_rest(folder: Path, model: Decoder, config: PreTrainedConfig, tokenize
         model.model.generation_config.to_json_file(folder / "generation_config.json")
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    if tokenizer is not None and model.vision:
+        model_files.copy_image_processor(Path(tokenizer.name_or_path), folder)
 
 
 def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

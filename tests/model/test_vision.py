@@ -7,9 +7,18 @@ import copy
 import pytest
 import torch
 from conftest import tiny
+from PIL import Image
 from tiny_methods import METHODS as ALL_METHODS
 from tiny_methods import SPECS, calibration, logits
-from transformers import AutoModelForImageTextToText, Gemma3ForCausalLM, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    CLIPImageProcessorPil,
+    Gemma3ForCausalLM,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 import methods
 import methods.decisions
@@ -151,6 +160,28 @@ def test_a_folder_is_a_model_to_run_and_its_tower_lies_on_several_devices(family
     assert parameters(shell) == parameters(Decoder(model))
     places = devices_of_modules(shell, [torch.device("cpu"), torch.device("cpu")])
     assert all(any(f"{name}.".startswith(f"{part}.") for part in places) for name, _ in model.named_parameters())
+
+
+def test_a_saved_folder_makes_the_pixels_that_the_dense_models_does(tmp_path):
+    """A folder that was saved once more, as `export` does, has the files too, and one of a text model has none."""
+    dense, image = tmp_path / "dense", Image.effect_mandelbrot((40, 24), (-2, -1, 1, 1), 50).convert("RGB")
+    tiny("llava").save_pretrained(dense)
+    make_tokenizer().save_pretrained(dense)
+    size = {"height": 16, "width": 16}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=size, image_mean=[0.2, 0.4, 0.6])
+    processor.save_pretrained(dense)
+    expected = AutoImageProcessor.from_pretrained(dense)(image, return_tensors="pt").pixel_values
+    assert expected.shape == (1, 3, 16, 16)
+    assert expected.std() > 0
+    model, tokenizer = pretrained.load(str(dense), torch.device("cpu"), torch.float32)
+    saved, again = tmp_path / "saved", tmp_path / "again"
+    checkpoint.save(Decoder(model), saved, tokenizer=tokenizer)
+    checkpoint.save(checkpoint.load(saved), again, tokenizer=pretrained.load_tokenizer(str(saved)))
+    for folder in (saved, again):
+        pixels = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values
+        assert torch.equal(pixels, expected)
+    checkpoint.save(Decoder(tiny("llama")), tmp_path / "text", tokenizer=tokenizer)
+    assert not (tmp_path / "text" / "preprocessor_config.json").exists()
 
 
 @pytest.mark.parametrize("family", VISION)
