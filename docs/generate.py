@@ -1,7 +1,7 @@
 """Write the pages of the site that follow from the code: methods, command line, layout of a record.
 
 mkdocs imports this file as a hook and calls the functions that begin with `on_`; tests call `pages`. The pages of the
-methods are those of docs/method_pages.py.
+methods are those of docs/method_pages.py. The explorer is the page that `python -m bench site` writes of the grid.
 `python docs/generate.py` writes the JSON schemas of the records and the page of quantities, which are files of docs/,
 what `list methods` says of measured costs, the table of formats, and what the doctor knows of every method.
 """
@@ -30,6 +30,7 @@ from method_pages import escaped  # noqa: E402
 from bench.records.quantities import list_quantities  # noqa: E402
 from bench.records.schema import FILES, schema_of_layout, sections_of_layout  # noqa: E402  # of this checkout, whatever is installed
 
+EXPLORED, SERVED = "grid", "served"  # of docs/results: the records of the explorer, and the models that engines served
 MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
 ENDINGS = ("quantis", "optimis", "minimis", "maximis", "normalis", "initialis", "regularis", "summaris", "standardis")
 AMERICAN = {word: f"{word[:-1]}z" for word in (*ENDINGS, "tokenis", "factoris", "serialis", "penalis", "unrecognis")}
@@ -207,7 +208,19 @@ def on_files(files: Any, config: Any) -> Any:
 
     for path, content in pages().items():
         files.append(File.generated(config, path, content=content))
+    files.append(File.generated(config, "explorer.html", content=_explorer()))
     return files
+
+
+def _explorer() -> str:
+    """Return the page of the grid, with the models that engines served, as `python -m bench site` writes it."""
+    from bench.records import run_folder, served
+    from methods.cards import needs_of_methods
+    from reports.page.page import render_page
+
+    grid = run_folder.load_runs([ROOT / "docs" / "results" / EXPLORED])
+    models = served.load(ROOT / "docs" / "results" / SERVED)
+    return render_page(grid.records, samples=grid.samples, remarks=grid.notes, needs=needs_of_methods(), served=models)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -236,12 +236,8 @@ def _write(arguments: argparse.Namespace, merged: Merged) -> None:
     write_atomically(folder / "report.csv", report_text.to_csv(merged.records, merged.samples))
     for table in chain(*tables.values()):
         write_atomically(folder / f"{table.name}.tex", latex.render([table], standalone=arguments.standalone))
-    html = page.render_page(
-        merged.records,
-        samples=merged.samples,
-        remarks=merged.notes,
-        tables=tables,
-    )
+    extras: dict[str, Any] = {"samples": merged.samples, "remarks": merged.notes, "served": merged.served}
+    html = page.render_page(merged.records, tables=tables, **extras)
     gallery.end()
     write_atomically(folder / "report.html", html)
     say(f"{folder}: report.html, report.md, report.csv, *.tex and {len(drawn)} figures")

@@ -25,6 +25,7 @@ from bench.records.quantities import list_quantities, quantity_of_column
 from bench.records.quantity import Quantity, is_finite
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples, pair_whole
+from bench.records.served import ServedRecord
 from bench.stats.intervals import NORMAL_95
 from methods.cards import Card, CodeComparison, cards_of_compensations, cards_of_methods, head_of, read_comparisons
 from reports import legend, protocol
@@ -32,9 +33,10 @@ from reports.families import find_family
 from reports.groups import TableGroup, group_records
 from reports.page.answers import AnswersBeside
 from reports.page.flags import flags_of_order, flags_of_steps
+from reports.page.served import columns_of_served, setups_of_served
 from reports.removed import removals_of
 from reports.tables.rows import GroupTests, sort_rows, sorting_quantity
-from reports.tables.table import cell_of
+from reports.tables.table import TableCell, cell_of
 from reports.tables.ties import Ties
 from reports.text import to_printable
 
@@ -66,17 +68,25 @@ LEFT_OUT = (
 SIZES = ("parameters", "active_parameters", "macs_per_token")  # of which a reader wants less at one quality
 
 
-def data_of_explorer(records: Sequence[Record], samples: Samples) -> dict[str, Any]:
-    """Return the data of the script as plain values: columns, methods, and setups with their amounts and rows."""
+def data_of_explorer(
+    records: Sequence[Record], samples: Samples, served: Sequence[ServedRecord] = ()
+) -> dict[str, Any]:
+    """Return the data of the script as plain values: columns, methods, and setups with their amounts and rows.
+
+    served  the models in inference engines, which stand in setups of their own behind the others
+    """
     setups = group_records(records, samples)
     rows = [row for groups in setups for group in groups for row in group.rows]
     columns = list(_columns(records, rows))
     names = [str(column["name"]) for column in columns]
     used = {name for record in records for name in record.cell.method.split("+")}
     return {
-        "columns": columns,
+        "columns": [*columns, *columns_of_served(served)],
         "methods": {name: card for name, card in _cards() if name in used},
-        "setups": [_setup(groups, samples, names, setups) for groups in setups],
+        "setups": [
+            *(_setup(groups, samples, names, setups) for groups in setups),
+            *setups_of_served(served, _value_of_cell),
+        ],
     }
 
 
@@ -164,16 +174,19 @@ def _row(group: TableGroup, place: int, names: Sequence[str], beside: AnswersBes
 
 
 def _value(row: Mapping[str, Any], name: str, *, drawn: bool) -> list[Any]:
+    """Return what `_value_of_cell` does, of a row's cell."""
+    return _value_of_cell(cell_of(row, name), may_be_guess=not drawn and may_be_guessed(row, name))
+
+
+def _value_of_cell(cell: TableCell, may_be_guess: bool = False) -> list[Any]:
     """Return the value, its text, its spread as text, the ends of its interval, and 1 if it may be that of guesses."""
-    cell = cell_of(row, name)
     if not isinstance(cell.value, int | float) or not is_finite(cell.value):
         return [None, str(cell.text), "", None, None, 0]
     low, high = cell.low, cell.high
     if (low is None or high is None) and cell.stderr is not None:
         low, high = (cell.value + sign * NORMAL_95 * cell.stderr for sign in (-1, 1))
     beside = cell.text.removeprefix(cell.short).strip()
-    guess = int(not drawn and may_be_guessed(row, name))
-    return [_short(cell.value), cell.short, beside, _short(low), _short(high), guess]
+    return [_short(cell.value), cell.short, beside, _short(low), _short(high), int(may_be_guess)]
 
 
 def _short(value: float | None) -> float | None:

@@ -91,19 +91,21 @@ def render_page(
             libraries=libraries,
             is_filled=bool(records),
             others=[
-                (VIEWS[name], Markup(render_html(tables[name]))) for name in VIEWS if _is_worth_showing(tables, name)
+                (VIEWS[name], Markup(render_html(several)))
+                for name in VIEWS
+                if (several := _list_other_tables(tables, name))
             ],
             environment=list(protocol.describe_environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
-            data=Markup(to_json(data_of_explorer(records, samples))),
+            data=Markup(to_json(data_of_explorer(records, samples, served))),
         )
     )
 
 
-def _is_worth_showing(tables: Mapping[str, Sequence[Table]], name: str) -> bool:
-    """Say whether a view has tables with more than the explorer: those of speed only where something was timed."""
-    several = tables.get(name, ())
-    return any(name != "speed" or not table.name.startswith("speed-sizes") for table in several)
+def _list_other_tables(tables: Mapping[str, Sequence[Table]], name: str) -> list[Table]:
+    """Return the tables of a view with more than the explorer: those of speed only where something was timed."""
+    several = [table for table in tables.get(name, ()) if table.name != "served"]
+    return several if any(name != "speed" or not table.name.startswith("speed-sizes") for table in several) else []
 
 
 def _environment() -> Environment:

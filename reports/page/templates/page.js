@@ -197,7 +197,7 @@ const bytes = (count) => count >= 2 ** 30 ? `${+(count / 2 ** 30).toPrecision(3)
 const USUAL = ["kl", "average", "answer_bpb", "prefill_speed", "decode_speed", "ratio", "parameters", "prune_seconds"];
 function columnsOfTable() {
   const every = measured(), by = measure(), kind = state.columns || "overview";
-  const rest = kind === "all" ? every : kind === "overview" ? every.filter((column) => column.name.startsWith("perplexity_") || USUAL.includes(column.name)) : every.filter((column) => column.kind === kind);
+  const rest = kind === "all" ? every : kind === "overview" ? every.filter((column) => /^(perplexity|served)_/.test(column.name) || USUAL.includes(column.name)) : every.filter((column) => column.kind === kind);
   return [by, ...rest.filter((column) => column !== by)];
 }
 function sortBy(column) {
@@ -291,7 +291,7 @@ function drawMatrix(each) {
 
 /* A method */
 function drawCard() {
-  const labels = [...new Set(setup().amounts.flatMap((each) => each.rows.map((row) => row.label)))].filter((label) => label !== "dense");
+  const labels = [...new Set(setup().amounts.flatMap((each) => each.rows.filter((row) => row.method !== "dense").map((row) => row.label)))];
   byId("card").hidden = !labels.length;
   if (!labels.length) return;
   const first = sorted(amount().rows, measure()).find((row) => row.method !== "dense");
