@@ -17,7 +17,6 @@ CARDS = {card.name: card for card in methods.cards_of_methods()}
 LACO_PUBLISHED = {"merge": "'sum'", "clamp": "True", "sentences": "10"}
 METHOD_PAGES = {page.stem: page for page in generator().method_pages.PAGES}
 CONTROLS = {"layer_drop", "reinitialize"}
-LONGER = {"drawn-windows.md"}  # studies with sentences that are held to records as they stand
 PROSE = sorted(path for folder in ("guides", "reference", "studies") for path in (DOCS / folder).glob("*.md"))
 READ_ONCE = [
     "README.md",
@@ -25,7 +24,7 @@ READ_ONCE = [
     "docs/index.md",
     "docs/install.md",
     "docs/checks.md",
-    *(f"docs/{path.relative_to(DOCS)}" for path in PROSE if path.name not in LONGER),
+    *(f"docs/{path.relative_to(DOCS)}" for path in PROSE),
 ]
 SOURCED = sorted(set(METHOD_PAGES) - CONTROLS - {"laco_ls", "laco_puzzle"})  # which are this project's own
 

@@ -25,7 +25,6 @@ EXPLORER = "explorer.html"
 LOOKED_AT = (
     "index.html",
     EXPLORER,
-    "studies/drawn-windows.html",
     "studies/all-methods.html",
     "studies/compensation.html",
     "methods/laco.html",

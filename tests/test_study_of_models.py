@@ -105,7 +105,7 @@ def test_the_run_is_whole():
     assert {record.status for record in records} == {"ok", "unsupported"}
 
 
-@pytest.mark.nightly  # the page of drawn windows is held to its records each time
+@pytest.mark.nightly  # the answers of the study are held to its records each time
 @pytest.mark.parametrize("name", SHOWN)
 def test_the_tables_are_those_of_the_records(name):
     page, lines = text(PAGE), tables()[name]

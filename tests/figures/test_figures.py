@@ -39,7 +39,6 @@ from PIL import Image
 import methods
 from bench.plan.cell import TaskInput, TimedOn
 from bench.plan.kinds import to_plain
-from bench.records import run_folder
 from bench.records.record import Record
 from methods.files import write_atomically
 from reports.families import COLOURS_BY_FAMILY
@@ -93,14 +92,6 @@ def test_there_is_a_figure_for_all_that_was_measured_and_for_nothing_else():
     assert (
         figures_of_report([]) == figures_of_report([DENSE]) == figures_of_report([failed("error", "laco", "x")]) == []
     )
-
-
-def test_the_figure_of_the_docs_is_that_of_the_shipped_records():
-    """By what it says, since another matplotlib draws other bytes."""
-    root = ElementTree.parse(ROOT / "docs/images/perplexity.svg").getroot()
-    drawings = by_name(run_folder.load_runs([ROOT / "docs/results/drawn-windows"]).records)
-    figure = drawings["perplexity-wiki-by-ratio"]
-    assert (root.findtext("{*}title"), root.findtext("{*}desc")) == (figure.title, figure.description)
 
 
 @pytest.fixture(scope="module")
