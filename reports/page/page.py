@@ -90,16 +90,18 @@ def render_page(
             script=Markup(script),
             libraries=libraries,
             is_filled=bool(records),
-            others=[
-                (VIEWS[name], Markup(render_html(several)))
-                for name in VIEWS
-                if (several := _list_other_tables(tables, name))
-            ],
+            others=_render_others(tables),
             environment=list(protocol.describe_environment(records)),
             footer=f"prunebench, {len(records):,} {'record' if len(records) == 1 else 'records'}",
             data=Markup(to_json(data_of_explorer(records, samples, served))),
         )
     )
+
+
+def _render_others(tables: Mapping[str, Sequence[Table]]) -> list[tuple[str, Markup]]:
+    """Return title and HTML of each view with more than the explorer."""
+    several = {VIEWS[name]: _list_other_tables(tables, name) for name in VIEWS}
+    return [(title, Markup(render_html(of_view))) for title, of_view in several.items() if of_view]
 
 
 def _list_other_tables(tables: Mapping[str, Sequence[Table]], name: str) -> list[Table]:
