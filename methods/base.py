@@ -66,7 +66,7 @@ class Pruner(ABC):
     takes_ratio: ClassVar[bool] = True  # False: the parameters alone decide, as in drop:layers=20-24
     takes_budget: ClassVar[bool] = False  # True: prune_to meets macs=0.8 by itself; else a ratio is searched for
     only_cuts: ClassVar[bool] = False  # whether its decisions name all that it changes
-    axes: ClassVar[tuple[str, ...]] = ("layers",)  # of layers, heads, channels, experts, residual
+    axes: ClassVar[tuple[str, ...]] = ("layers",)  # of layers, heads, head widths, channels, experts, residual
     takes_first: ClassVar[bool] = False  # whether it may merge or empty the first layers too, which some families fix
     needs_mlps: ClassVar[bool] = False  # whether each layer has to have an MLP, which those of some families have not
     leaves: ClassVar[tuple[str, ...]] = ("layers",)  # shapes of its models, by the names of bench.export.write

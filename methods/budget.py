@@ -110,8 +110,7 @@ def refuse_unmet(pruner: Pruner, dense: Decoder, budget: Budget) -> None:
     """
     search = BudgetSearch(pruner, dense, budget)
     plan, to_remove = search.plan(search.reachable(1.0)) or {}, 1 - budget.share
-    kind = pruner.alone  # narrower heads leave the cache as it is
-    goes = not {"layers", "heads"}.isdisjoint(kind.axes) and "head widths" not in kind.leaves
+    goes = not {"layers", "heads"}.isdisjoint(pruner.alone.axes)  # narrower heads leave the cache as it is
     heads = plan.get("removed_per_layer", {"kv_heads": goes}).get("kv_heads", 0)
     if budget.of == "kv" and to_remove and not heads and not plan.get("attentions"):
         raise OutOfReach(f"{budget} is out of reach: it removes no key/value heads, whatever the ratio")

@@ -134,6 +134,9 @@ class WhatWent(FitsDone):
     removed_kv_heads: tuple[tuple[Count, ...], ...] | None = declare_optional_field(
         "of each layer, numbers of the key/value heads that went"
     )
+    removed_mixer_heads: tuple[tuple[Count, ...], ...] | None = declare_optional_field(
+        "of each layer, numbers of the heads that went of the mixer in its attention's place"
+    )
     removed_channels: tuple[tuple[Count, ...], ...] | None = declare_optional_field(
         "of each layer, numbers of the MLP channels that went"
     )
@@ -141,6 +144,7 @@ class WhatWent(FitsDone):
         "of each layer, numbers of the experts that went; none of a single MLP"
     )
     kv_heads: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left")
+    mixer_heads: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left")
     channels: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left")
     experts: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left; 0 of a single MLP")
     d: Count | None = declare_optional_field("residual width that is left")

@@ -34,9 +34,10 @@ from methods.counted import MISSED
 from methods.errors import OutOfReach, Unsupported, UserError, WrongDecisions
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder, positions_behind_cache
+from methods.model.layer import copy_module
 from methods.model.layer_store import LayerStore
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import AXIS, Structure, cut
+from methods.model.structures import AXIS, HEADS, Structure, cut, structures_of
 
 FAMILIES = {  # and what each tries that the others do not
     "llama": "grouped queries, a tied head",
@@ -156,10 +157,12 @@ def largest_step_of(dense: Decoder, decisions: Mapping[str, Any]) -> int:
     if any(decisions.get("removed_attention", ())) or any(decisions.get("removed_mlp", ())):
         sizes = layer.sizes()
         steps.append(min(sizes["attention"], sizes["mlp"]))
-    if any(decisions.get("removed_kv_heads", ())):
-        steps.append(Structure(0, "kv_heads", layer).cost)
+    for kind in HEADS:
+        if any(decisions.get(f"removed_{kind}", ())):
+            steps += [structure.cost for structure in structures_of(dense, kind)[:1]]
     if any(decisions.get("removed_channels", ())):
-        steps.append(len(dense.layers) * Structure(0, "channels", layer).cost)
+        structures = structures_of(dense, "channels")
+        steps.append(len(structures) * structures[0].cost)
     return max(steps, default=layer_parameters(layer))
 
 
@@ -255,7 +258,7 @@ def check_zeroing(case: PrunedTiny) -> Outcome:
         return Outcome("not here", "no removed_ key says what to set to zero")
     if any(case.decisions.get("removed_experts", ())):
         return Outcome("not here", "a router takes other experts where one is gone")
-    zeroed, ids = Decoder(draw_tiny_model(case.family)), draw_ids()
+    zeroed, ids = Decoder(copy_module(case.dense.model, {})), draw_ids()
     silence_removed(zeroed, case.decisions)
     apart = _apart(compute_logits(case.model, ids), compute_logits(zeroed, ids))
     if case.pruner.only_cuts:

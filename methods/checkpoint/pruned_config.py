@@ -5,6 +5,7 @@ are left of each layer. A model that is built from it has the base's own class, 
 that methods use. Importing this file makes such folders load through the Auto classes of transformers.
 
     per_layer_config    {layer: {num_attention_heads, num_key_value_heads, intermediate_size (0 of a mixture),
+                                 mixer_heads     where a mixer stands for the attention and can lose some
                                  attention_output_bias, mlp_output_bias    whether the output matrix has a bias
                                  skip       ["attention"] or ["mlp"] where one has been removed
                                  ranks      {matrix: rank} of those that are two factors, (rank, in) and (out, rank)
@@ -64,7 +65,7 @@ from methods.model.inserted import (
     write_in_basis,
 )
 from methods.model.layer import Layer
-from methods.model.structures import keep_channels, keep_kv_groups
+from methods.model.structures import keep_channels, keep_kv_groups, keep_mixer_heads
 from methods.ranges import read_numbers, read_ranges, write_ranges
 
 STAND_INS: dict[str, type[FewRows | FewColumns]] = {"rows": FewRows, "columns": FewColumns}
@@ -123,6 +124,8 @@ def describe(model: Decoder) -> PrunedConfig:
     layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
     if any(maps):
         layers = [facts | {"maps": places} for facts, places in zip(layers, maps, strict=True)]
+    if any(layer.mixer_heads for layer in model.layers):
+        layers = [facts | {"mixer_heads": each.mixer_heads} for facts, each in zip(layers, model.layers, strict=True)]
     ranks = [ranks_of(layer.named_matrices()) for layer in model.layers]
     if any(ranks):
         layers = [facts | {"ranks": of_layer} for facts, of_layer in zip(layers, ranks, strict=True)]
@@ -186,7 +189,7 @@ def _facts(layer: Layer) -> dict[str, Any]:
         "num_attention_heads": layer.kv_heads * layer.group,
         "num_key_value_heads": layer.kv_heads,
         "intermediate_size": layer.down.in_features if has_one_mlp(layer) else 0,
-        "attention_output_bias": layer.has_heads and layer.out.bias is not None,
+        "attention_output_bias": bool(layer.kind_of_heads) and layer.out.bias is not None,
         "mlp_output_bias": has_one_mlp(layer) and layer.down.bias is not None,
     }
     return facts | {"skip": layer.lost} if layer.lost else facts
@@ -201,10 +204,7 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
     if len(config.per_layer_config) != len(layers):
         raise ValueError(f"per_layer_config describes {len(config.per_layer_config)} layers of {len(layers)}")
     for number, (layer, facts) in enumerate(zip(layers, config.per_layer_config, strict=True)):
-        if "attention" in facts.skip:
-            layer.remove_attention()
-        elif layer.has_heads:
-            _cut_attention(layer, facts, number)
+        _cut_heads(layer, facts, number)
         if "mlp" in facts.skip:
             layer.remove_mlp()
         elif has_one_mlp(layer):
@@ -222,6 +222,16 @@ def cut(model: Decoder, config: PrunedConfig) -> None:
         _cut_residual(model, config.residual["hidden_size"], config.residual["output_size"])
 
 
+def _cut_heads(layer: Layer, facts: Any, number: int) -> None:
+    """Cut or remove the attention of a layer, or the mixer in its place."""
+    if "attention" in facts.skip:
+        layer.remove_attention()
+    elif layer.has_heads:
+        _cut_attention(layer, facts, number)
+    elif layer.mixer_heads:
+        _cut_mixer(layer, facts, number)
+
+
 def _cut_attention(layer: Layer, facts: Any, number: int) -> None:
     G = facts.num_key_value_heads
     _within("num_key_value_heads", G, layer.kv_heads, number)
@@ -235,6 +245,16 @@ def _cut_attention(layer: Layer, facts: Any, number: int) -> None:
     _set_bias(layer.out, facts.attention_output_bias)
     if (scaling := getattr(facts, "scaling", None)) is not None:
         layer.attn.scaling = scaling
+
+
+def _cut_mixer(layer: Layer, facts: Any, number: int) -> None:
+    heads = getattr(facts, "mixer_heads", None)
+    if heads is None:  # in folders of before, whose mixers are whole
+        return
+    _within("mixer_heads", heads, layer.mixer_heads, number)
+    if heads != layer.mixer_heads:
+        keep_mixer_heads(layer, range(heads))
+    _set_bias(layer.out, facts.attention_output_bias)
 
 
 def _factor(layer: Layer, ranks: dict[str, int], number: int) -> None:
@@ -344,6 +364,7 @@ def make_empty(config: PreTrainedConfig) -> Any:
 def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
     """Return the model's configuration with G key/value heads and I channels in every layer. Raises Uneven.
 
+    Where all mixers have as many heads, it has as many of these, too.
     I is None where no layer has a single MLP; those of experts are never cut.
     """
     layers, whole = model.layers, model.whole_config
@@ -353,6 +374,10 @@ def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
         sizes["num_key_value_heads"] = G
     if hasattr(config, "head_dim") or G * layers[0].group != config.num_attention_heads:
         sizes["head_dim"] = layers[0].head_width
+    mixers = {layer.mixer_heads for layer in layers} - {0}
+    if model.family.mixer is not None and len(mixers) == 1:
+        (heads,), names = mixers, model.family.mixer.counts
+        sizes |= {names[0]: heads, names[1]: heads * getattr(config, names[1]) // getattr(config, names[0])}
     switches = {
         "attention_bias": any(layer.has_heads and layer.out.bias is not None for layer in layers),
         "mlp_bias": any(has_one_mlp(layer) and layer.down.bias is not None for layer in layers),

@@ -41,8 +41,9 @@ from methods.least_squares import Rows, Sinks, errors_of_fit, find_sinks, fit
 from methods.model.activations import collect_inputs, enter_all, values_of_a_step
 from methods.model.calibration import Calibration, Wait
 from methods.model.layer import Layer
+from methods.model.structures import HEADS_AND_CHANNELS
 
-WIDTHS = {"removed_kv_heads", "removed_channels"}  # in the decisions of methods that cut them
+WIDTHS = {f"removed_{kind}" for kind in HEADS_AND_CHANNELS}  # in the decisions of methods that cut them
 Run = Callable[[Layer, Tensor, dict[str, Any]], Tensor]
 
 

@@ -99,12 +99,16 @@ class Mixer:
 
     A layer has either this or an attention, or both beside each other: then they are one sublayer. Paths begin at a
     layer, names at the mixer.
+
+    A head that can go is a key head with all its value heads, and nothing else may depend on it. Mamba-2 calls it a
+    group. Rows are blocks one behind the other, each with all heads in their order. A block has letters for what it has
+    of a head: k the width of a key, v that of all its values, h its value heads.
     """
 
     path: str
     reads: tuple[str, ...]  # read the residual for the mixer
     out: str  # writes its result into the residual
-    state: tuple[str, ...]  # sizes whose product is the numbers of its state, which are float32
+    state: tuple[str, str, str]  # value heads, width of a key and of a value: the numbers of its state, in float32
     macs: int  # multiply-accumulates of a token for each of these numbers: what updates and reads the state
     own: tuple[str, ...]  # its other parameters, which are neither matrices nor a norm
     conv: str = "conv1d"  # the convolution of each channel over the latest tokens
@@ -112,6 +116,11 @@ class Mixer:
     kind: str = ""  # the entry of layer_types that its layers have, where their path does not say it
     beside: bool = False  # it stands beside the attention of each layer, and reads the same normed residual
     factor: str = ""  # what the layer calls the number by which it multiplies the mixer's result
+    whole: str = ""  # why none of its heads can go; "" where they can
+    heads: tuple[str, ...] = ()  # sizes in proportion to the key heads, their count first
+    rows: tuple[tuple[str, tuple[str, ...]], ...] = ()  # of matrices, see below
+    rows_beside: tuple[tuple[str, tuple[str, ...]], ...] = ()  # of the convolution, the norm and `own`
+    counts: tuple[str, str] = ("", "")  # what the configuration calls the key heads and the value heads
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,8 @@ class Family:
 
     def never(self, axis: str) -> bool:
         """Say whether none of its models can be cut along an axis."""
+        if axis == "head widths":
+            return self.never("heads") or (self.mixer is not None and not self.mixer.beside)
         without = axis == "experts" and self.mixture is None
         return without or any(uncut.axis == axis and not uncut.models for uncut in self.uncut)
 
@@ -171,7 +182,6 @@ SINKS = Uncut("heads", "each query head has a logit of its own that takes attent
 ALL_HEADS = Uncut("heads", "q and k are normed over all heads at once, so that each head depends on the others")
 
 PROJECTED = Uncut("residual", "the projector of its vision tower writes into the residual too, and is not cut")
-MIXERS = Uncut("heads", "most of its layers have a mixer for an attention, and a mixer has no key/value heads")
 MIXED_RESIDUAL = Uncut("residual", "its mixers read the residual by matrices that no rotation has been built for")
 DELTA_NET = Mixer(
     path="linear_attn",
@@ -180,17 +190,20 @@ DELTA_NET = Mixer(
     state=("num_v_heads", "head_k_dim", "head_v_dim"),
     own=("A_log", "dt_bias"),
     macs=3,  # S k, the update by beta (v - S k) k^T, and S q
+    heads=("num_k_heads", "num_v_heads", "key_dim", "value_dim", "conv_dim"),
+    rows=(("in_proj_qkv", ("k", "k", "v")), ("in_proj_z", ("v",)), ("in_proj_b", ("h",)), ("in_proj_a", ("h",))),
+    rows_beside=(("conv1d", ("k", "k", "v")), ("A_log", ("h",)), ("dt_bias", ("h",))),
+    counts=("linear_num_key_heads", "linear_num_value_heads"),
 )
 MAMBA2 = Mixer(
     path="mamba",
     reads=("mamba.in_proj",),
     out="mamba.out_proj",
-    state=("num_heads", "head_dim", "ssm_state_size"),
+    state=("num_heads", "ssm_state_size", "head_dim"),
     own=("A_log", "D", "dt_bias"),
     macs=2,  # the update by dt x B^T, and S C
+    whole="one norm is over all of them",
 )
-
-FEW_HEADS = Uncut("heads", "few of its layers have an attention, and a mixer has no key/value heads")
 
 MIXTURE = Mixture()
 MIXED = tuple(Uncut(axis, "a mixture of experts stands for its MLP") for axis in ("channels", "residual"))
@@ -293,16 +306,20 @@ FAMILIES = {
         LLAMA,
         gain_offset=1.0,
         gated_heads=True,
-        mixer=replace(DELTA_NET, reads=("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba")),
+        mixer=replace(
+            DELTA_NET,
+            reads=("linear_attn.in_proj_qkvz", "linear_attn.in_proj_ba"),
+            rows=(("in_proj_qkvz", ("kkvv",)), ("in_proj_ba", ("hh",))),  # head by head
+        ),
         mixture=replace(MIXTURE, plain="mlp_only_layers", every="decoder_sparse_step", shared="mlp.shared_expert"),
-        uncut=(MIXERS, *MIXED),
+        uncut=MIXED,
     ),
-    "qwen3_5_text": replace(LLAMA, gain_offset=1.0, gated_heads=True, mixer=DELTA_NET, uncut=(MIXERS, MIXED_RESIDUAL)),
+    "qwen3_5_text": replace(LLAMA, gain_offset=1.0, gated_heads=True, mixer=DELTA_NET, uncut=(MIXED_RESIDUAL,)),
     "bamba": replace(
         BAMBA,
         tupled=2,
         mixer=replace(MAMBA2, attentions="attn_layer_indices"),
-        uncut=(MIXERS, MIXED_RESIDUAL),
+        uncut=(MIXED_RESIDUAL,),
     ),
     "falcon_h1": replace(
         BAMBA,
@@ -310,7 +327,7 @@ FAMILIES = {
         factors=("attn_out_multiplier", "feed_forward.down_multiplier"),
         scales_mlp=True,
         entry="attention_in_multiplier",
-        mixer=replace(MAMBA2, beside=True, factor="ssm_out_multiplier"),
+        mixer=replace(MAMBA2, beside=True, factor="ssm_out_multiplier", whole="those of the attention beside go alone"),
         uncut=(MIXED_RESIDUAL,),
     ),
     "granitemoehybrid": replace(
@@ -330,7 +347,6 @@ FAMILIES = {
         ),
         beside="block_sparse_moe",
         uncut=(
-            MIXERS,
             MIXED_RESIDUAL,
             replace(MIXED[0], models="with experts, as Granite 4.0 H Tiny", of=_has_experts),
         ),
@@ -348,7 +364,22 @@ FAMILIES = {
         attn_norm="norm",
         mlp_norm="norm",
         alone=("mlp", "moe"),
-        mixer=replace(MAMBA2, path="mixer", reads=("mixer.in_proj",), out="mixer.out_proj", kind="linear_attention"),
+        mixer=replace(
+            MAMBA2,
+            path="mixer",
+            reads=("mixer.in_proj",),
+            out="mixer.out_proj",
+            kind="linear_attention",
+            whole="",
+            heads=("n_groups", "num_heads", "intermediate_size", "conv_dim"),
+            rows=(("in_proj", ("v", "v", "k", "k", "h")),),  # z, x, B, C, dt
+            rows_beside=(
+                ("conv1d", ("v", "k", "k")),
+                ("norm", ("v",)),  # over each group alone
+                *((name, ("h",)) for name in MAMBA2.own),
+            ),
+            counts=("n_groups", "mamba_num_heads"),
+        ),
         mixture=replace(
             MIXTURE,
             router="mixer.gate",
@@ -361,7 +392,6 @@ FAMILIES = {
             counts=("num_experts", "num_local_experts"),
         ),
         uncut=(
-            FEW_HEADS,
             MIXED_RESIDUAL,
             replace(MIXED[0], models="with experts, as Nemotron 3 Nano", of=_has_layers_of_experts),
             Uncut(
@@ -499,5 +529,7 @@ def table_of_families() -> list[tuple[str, str, str]]:
 
 
 def _axes_and_reasons(family: Family) -> tuple[str, str]:
-    reasons = (f"{uncut.axis}{f' {uncut.models}' if uncut.models else ''}: {uncut.because}" for uncut in family.uncut)
+    reasons = [f"{uncut.axis}{f' {uncut.models}' if uncut.models else ''}: {uncut.because}" for uncut in family.uncut]
+    if family.mixer is not None and family.mixer.whole:
+        reasons.append(f"heads of mixers: {family.mixer.whole}")
     return ", ".join(axis for axis in AXES if not family.never(axis)), "; ".join(reasons)

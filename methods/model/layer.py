@@ -299,6 +299,18 @@ class Layer:
         return sum(matrix.out_features for matrix in self.qkv) // (self.head_width * (queries + 2))
 
     @property
+    def mixer_heads(self) -> int:
+        """Return how many heads of the mixer in the attention's place can go, as its weights have them; 0 for none."""
+        if self.mixer_alone is None or self.mixer_alone.whole or not self.has_attention:
+            return 0
+        return int(getattr(self.attn, self.mixer_alone.heads[0]))
+
+    @property
+    def kind_of_heads(self) -> str:
+        """Return the kind of the heads of its attention, "kv_heads", or mixer, "mixer_heads"; "" where none can go."""
+        return "kv_heads" if self.has_heads else "mixer_heads" if self.mixer_heads else ""
+
+    @property
     def state_numbers(self) -> int:
         """Return the numbers of the state that a mixer carries from token to token; 0 without one."""
         if self.mixer is None or not self.has_attention:
@@ -323,6 +335,16 @@ class Layer:
             if shared:
                 setattr(self.attn, shared, copy.copy(getattr(self.attn, shared)))
             setattr(getattr(self.attn, shared) if shared else self.attn, name, sizes[letters])
+
+    def set_mixer_heads(self, count: int) -> None:
+        """Set the sizes of the mixer in the attention's place to those of `count` heads."""
+        if self.mixer_alone is None:
+            raise ValueError("the layer has no mixer in the place of its attention")
+        before = self.mixer_heads
+        for name in self.mixer_alone.heads:
+            setattr(self.attn, name, getattr(self.attn, name) * count // before)
+        conv: Any = getattr(self.attn, self.mixer_alone.conv)
+        conv.in_channels = conv.out_channels = conv.groups = len(conv.weight)
 
     @property
     def device(self) -> torch.device:

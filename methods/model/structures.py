@@ -1,4 +1,4 @@
-"""Cuts a model: whole layers and sublayers, key/value heads with their query heads, channels of the MLP, experts.
+"""Cuts a model: whole layers and sublayers, key/value heads with their query heads, heads of mixers, channels, experts.
 
 Rows of the matrices that read the residual belong together with columns of the one that writes it. A unit is removed
 from all of them at once, with the biases of removed rows. So its removal equals zeroing its columns of the output
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from methods.model.decoder import Decoder
 
 
-AXIS: dict[str, Axis] = {"kv_heads": "heads", "channels": "channels"}
+HEADS = ("kv_heads", "mixer_heads")  # of the attention of a layer, or of the mixer that stands in its place
+HEADS_AND_CHANNELS = (*HEADS, "channels")
+AXIS: dict[str, Axis] = {"kv_heads": "heads", "mixer_heads": "heads", "channels": "channels"}
 PARTS = ("layer", "attention", "mlp")  # that are removed whole
 
 
@@ -50,6 +52,31 @@ class MatrixSlice:
         return self.index.shape[1] * across
 
 
+@dataclass(frozen=True)
+class RowSlice:
+    """Says which rows of a module that is no linear layer, or of a vector, belong to each unit.
+
+    holder  the module, or what holds the vector of this name
+    index   (units, width) the rows of each unit
+    """
+
+    holder: nn.Module
+    names: tuple[str, ...]
+    index: Tensor
+
+    @property
+    def parameters(self) -> int:
+        """Return how many parameters go with one unit."""
+        tensors = [getattr(self.holder, name) for name in self.names]
+        return self.index.shape[1] * sum(tensor[0].numel() for tensor in tensors)
+
+    def keep(self, units: Sequence[int]) -> None:
+        """Keep these units and remove the others."""
+        rows = self.index[list(units)].flatten().sort().values
+        for name in self.names:
+            setattr(self.holder, name, _pick(getattr(self.holder, name), 0, rows))
+
+
 def slices_of_attention(layer: Layer) -> list[MatrixSlice]:
     """Return q, k, v and the output matrix by key/value head: R * E, E, E and R * E rows or columns for each.
 
@@ -65,6 +92,43 @@ def slices_of_attention(layer: Layer) -> list[MatrixSlice]:
     matrices = layer.qkv if len(layer.qkv) == 3 else layer.qkv * 3
     read = [MatrixSlice(matrix, 0, index) for matrix, index in zip(matrices, rows, strict=True)]
     return [*read, MatrixSlice(layer.out, 1, torch.arange(G * R * E).view(G, -1))]
+
+
+def slices_of_mixer(layer: Layer) -> list[MatrixSlice]:
+    """Return the matrices of the mixer in the attention's place by head; the last one is the output matrix."""
+    mixer = layer.mixer_alone
+    if mixer is None:
+        return []
+    parts = [MatrixSlice(getattr(layer.attn, name), 0, _rows(layer, blocks)) for name, blocks in mixer.rows]
+    return [*parts, MatrixSlice(layer.out, 1, _rows(layer, ("v",)))]
+
+
+def rows_of_mixer(layer: Layer) -> list[RowSlice]:
+    """Return by head what the mixer in the attention's place has beside its matrices."""
+    mixer, slices = layer.mixer_alone, list[RowSlice]()
+    for name, blocks in () if mixer is None else mixer.rows_beside:
+        part: Any = getattr(layer.attn, name)
+        if isinstance(part, nn.Module):
+            names = tuple(key for key, parameter in part.named_parameters(recurse=False) if parameter is not None)
+            slices.append(RowSlice(part, names, _rows(layer, blocks)))
+        else:
+            slices.append(RowSlice(layer.attn, (name,), _rows(layer, blocks)))
+    return slices
+
+
+def _rows(layer: Layer, blocks: Sequence[str]) -> Tensor:
+    """Return the rows of each head of a mixer, (heads, width), for blocks as `Mixer.rows` has them."""
+    if layer.mixer_alone is None:
+        raise ValueError("the layer has no mixer in the place of its attention")
+    value_heads, key, value = (int(getattr(layer.attn, name)) for name in layer.mixer_alone.state)
+    heads = layer.mixer_heads
+    width = {"k": key, "v": value_heads // heads * value, "h": value_heads // heads}
+    rows, start = list[Tensor](), 0
+    for letters in blocks:
+        across = sum(width[letter] for letter in letters)
+        rows.append(start + torch.arange(heads * across).view(heads, across))
+        start += heads * across
+    return torch.cat(rows, 1)
 
 
 def slices_of_mlp(layer: Layer) -> list[MatrixSlice]:
@@ -83,10 +147,11 @@ class Structure:
     """Holds the units of one sublayer that depend on each other: heads of an attention, or channels of an MLP.
 
     number  of the layer
-    kind    kv_heads: a unit is a key/value head with its query heads; channels: a unit is a channel of the MLP
+    kind    kv_heads: a unit is a key/value head with its query heads; mixer_heads: one of the mixer in the attention's
+            place, a key head with its value heads; channels: a unit is a channel of the MLP
     size    units at first
     cost    parameters of one unit
-    width   channels of one unit, E or 1
+    width   channels of one unit: E, those of the values of a mixer's head, or 1
 
     `units_left` has the units that have not been removed, by the numbers they had at first.
     """
@@ -99,12 +164,19 @@ class Structure:
         self.size = len(self.parts[-1].index)
         self.units_left = list(range(self.size))
         self.cost = sum(part.parameters for part in self.parts)
-        self.width = self.layer.head_width if self.kind == "kv_heads" else 1
+        if self.kind == "mixer_heads":
+            self.cost += sum(part.parameters for part in rows_of_mixer(self.layer))
+        self.width = self.layer.head_width if self.kind == "kv_heads" else self.parts[-1].index.shape[1]
 
     @property
     def parts(self) -> list[MatrixSlice]:
         """Return the slices of the matrices that its units are rows or columns of."""
-        return slices_of_attention(self.layer) if self.kind == "kv_heads" else slices_of_mlp(self.layer)
+        return SLICES[self.kind](self.layer)
+
+    @property
+    def is_of_heads(self) -> bool:
+        """Say whether its units are heads."""
+        return self.kind in HEADS
 
     @property
     def removed(self) -> list[int]:
@@ -114,7 +186,7 @@ class Structure:
     @property
     def writer(self) -> nn.Linear:
         """Return the matrix whose columns the units are: the attention's output matrix, or down."""
-        return self.layer.out if self.kind == "kv_heads" else self.layer.down
+        return self.layer.out if self.is_of_heads else self.layer.down
 
     def remove(self, score: Tensor, count: int) -> None:
         """Remove the `count` units with the smallest score, (units,), and settle the layer."""
@@ -129,24 +201,27 @@ class Structure:
         self.layer.settle()
 
 
+SLICES = {"kv_heads": slices_of_attention, "mixer_heads": slices_of_mixer, "channels": slices_of_mlp}
+
+
 def find_lowest(score: Tensor, count: int) -> list[int]:
     """Return the `count` units with the smallest score, (units,)."""
     return score.argsort(stable=True)[:count].tolist()
 
 
 def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
-    """Return the heads (kv_heads) and the channels of every layer that has them, by layer.
+    """Return the heads (kv_heads, mixer_heads) and the channels of every layer that has them, by layer.
 
     Raises Unsupported where the model's family cannot be cut along them.
     """
     for kind in kinds:
         model.refuse(AXIS[kind])
-    has = [{"kv_heads": layer.has_heads, "channels": layer.has_mlp} for layer in model.layers]
+    has = [(layer.kind_of_heads, "channels" if layer.has_mlp else "") for layer in model.layers]
     return [
         Structure(number, kind, layer)
         for number, layer in enumerate(model.layers)
         for kind in kinds
-        if has[number][kind]
+        if kind in has[number]
     ]
 
 
@@ -158,19 +233,27 @@ def cuts_of(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[A
     """
     lost = {(structure.layer.number, structure.kind): structure.removed for structure in structures}
     cuts: dict[str, list[Any]] = {**count_units_left(model)}
-    for kind in AXIS:
+    for kind in kinds_of(model):
         cuts[f"removed_{kind}"] = [lost.get((number, kind), []) for number in range(model.given)]
     return cuts
 
 
+def kinds_of(model: Decoder) -> list[str]:
+    """Return the kinds of units that a model of this family may have: heads of mixers in few of them."""
+    mixer = model.family.mixer
+    return [kind for kind in AXIS if kind != "mixer_heads" or (mixer is not None and not mixer.whole)]
+
+
 def count_units_left(model: Decoder) -> dict[str, list[int]]:
-    """Return for the record how many key/value heads and channels are left in each layer that the method was given."""
+    """Return for the record how many heads and channels are left in each layer that the method was given."""
     layer_by_number = {layer.number: layer for layer in model.layers}
     each = [layer_by_number.get(number) for number in range(model.given)]
-    return {
+    counts = {
         "kv_heads": [0 if layer is None else layer.kv_heads for layer in each],
+        "mixer_heads": [0 if layer is None else layer.mixer_heads for layer in each],
         "channels": [0 if layer is None or not layer.has_mlp else layer.down.in_features for layer in each],
     }
+    return {kind: counts[kind] for kind in kinds_of(model)}
 
 
 @dataclass(frozen=True)
@@ -192,7 +275,7 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class Narrowed:
-    """Says how many heads (kv_heads) or channels of a layer are left. As text it is "channels 3 768"."""
+    """Says how many heads (kv_heads, mixer_heads) or channels of a layer are left. As text it is "channels 3 768"."""
 
     kind: str
     layer: int
@@ -245,7 +328,7 @@ def cut(model: Decoder, decisions: Mapping[str, Any]) -> None:
     """Remove from a dense model, in place, all that decisions name (`cuts_of`, `remove_sublayers`)."""
     if any(experts := decisions.get("removed_experts", [])):
         remove_experts(model, experts)
-    for kind in ("kv_heads", "channels"):
+    for kind in AXIS:
         by_layer = decisions.get(f"removed_{kind}", [])
         for structure in structures_of(model, kind) if any(by_layer) else ():
             if units := by_layer[structure.number]:
@@ -282,14 +365,23 @@ def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[in
 
 
 def keep(layer: Layer, kind: str, units: Sequence[int]) -> None:
-    """Keep these heads (kv_heads) or channels of a layer and remove the others."""
-    (keep_kv_groups if kind == "kv_heads" else keep_channels)(layer, units)
+    """Keep these heads (kv_heads, mixer_heads) or channels of a layer and remove the others."""
+    {"kv_heads": keep_kv_groups, "mixer_heads": keep_mixer_heads, "channels": keep_channels}[kind](layer, units)
 
 
 def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:
     """Keep the key/value heads `kept`, each with its query heads, and remove the others."""
     _keep(slices_of_attention(layer), kept)
     layer.set_kv_heads(len(kept))
+
+
+def keep_mixer_heads(layer: Layer, kept: Sequence[int]) -> None:
+    """Keep these heads of the mixer in the attention's place, and remove the others."""
+    beside = rows_of_mixer(layer)
+    _keep(slices_of_mixer(layer), kept)
+    for part in beside:
+        part.keep(kept)
+    layer.set_mixer_heads(len(kept))
 
 
 def keep_channels(layer: Layer, kept: Sequence[int]) -> None:

@@ -39,11 +39,12 @@ from methods.depth.laco_ls import LaCoLS
 from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import sublayers_of
+from methods.model.structures import HEADS_AND_CHANNELS, sublayers_of
 from methods.search.puzzle import Puzzle, choices_of_layers
 
 LISTS = ("removed_attention", "removed_mlp")  # of numbers of layers
-BY_LAYER = {"removed_kv_heads": [], "removed_channels": [], "kv_heads": 0, "channels": 0}  # what a gone layer has
+BY_LAYER: dict[str, Any] = {f"removed_{kind}": [] for kind in HEADS_AND_CHANNELS}  # what a gone layer has
+BY_LAYER |= dict.fromkeys(HEADS_AND_CHANNELS, 0)
 
 
 @register("laco-puzzle")

@@ -58,7 +58,7 @@ from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import Narrowed, Sublayer, count_units_left, cut, keep, sublayers_of
+from methods.model.structures import Narrowed, Sublayer, count_units_left, cut, keep, kinds_of, sublayers_of
 from methods.trials.blocks import Replacements, Trial
 
 Numbers = NDArray[np.float64]
@@ -133,7 +133,7 @@ class Puzzle(Pruner):
         every, tokens = choices_of_layers(model, *widths), calibration.first(self.tokens)
         m = costs_of_choices(model, every, quantity)
         statistics = shared_statistics(library, model, calibration, widths, self.score, self.tokens)
-        s, ranks = statistics[: len(every)], ranking(statistics[len(every) :])
+        s, ranks = statistics[: len(every)], ranking(model, statistics[len(every) :])
         program = Program([damages.double().numpy() for damages in s], m)
         solutions = program.solutions(to_remove, self.best)
         states = [replacements_of(solution, every) for solution in solutions]
@@ -186,7 +186,9 @@ def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Repla
     for number, layer in enumerate(model.layers):
         parts: list[list[Replacements]] = []
         if layer.has_attention:
-            parts.append(_of_part("attention", "kv_heads", number, layer.kv_heads, heads if layer.has_heads else 1))
+            units = layer.kv_heads + layer.mixer_heads  # of which a layer has one kind
+            kind = layer.kind_of_heads
+            parts.append(_of_part("attention", kind, number, units, heads if kind else 1))
         if layer.has_mlp:
             parts.append(_of_part("mlp", "channels", number, layer.down.in_features, steps))
         choices.append([Replacements().union(*combination) for combination in product(*parts)])
@@ -239,11 +241,11 @@ class Narrow:
         return smaller
 
 
-def ranking(C: list[Tensor]) -> Ranks:
+def ranking(model: Decoder, C: list[Tensor]) -> Ranks:
     """Return the units of each layer and kind, the largest of C first; C is that of `contributions_of_units`."""
-    kinds = ("kv_heads", "channels")
     orders = [contributions.argsort(descending=True, stable=True).tolist() for contributions in C]
-    return {(at // 2, kinds[at % 2]): order for at, order in enumerate(orders)}
+    kinds = [kind for layer in model.layers for kind in (layer.kind_of_heads, "channels")]
+    return {(at // 2, kind): order for at, (kind, order) in enumerate(zip(kinds, orders, strict=True))}
 
 
 def contributions_of_units(model: Decoder, calibration: Calibration) -> list[Tensor]:
@@ -258,8 +260,9 @@ def contributions_of_units(model: Decoder, calibration: Calibration) -> list[Ten
             addends = ((X.double().abs() * step.mask[:, :, None]).sum((0, 1)) for X in (step.heads, step.channels))
             sums = [total + addend.cpu() for total, addend in zip(sums, addends, strict=True)]
         contributions = [torch.zeros(0, dtype=torch.float64)] * 2
-        if layer.has_heads:
-            contributions[0] = (sums[0] / tokens * norms_of_columns(layer.out)).view(layer.kv_heads, -1).sum(1)
+        if layer.kind_of_heads:
+            units = layer.kv_heads + layer.mixer_heads  # of which a layer has one kind
+            contributions[0] = (sums[0] / tokens * norms_of_columns(layer.out)).view(units, -1).sum(1)
         if layer.has_mlp:
             contributions[1] = sums[1] / tokens * norms_of_columns(layer.down)
         return contributions
@@ -277,7 +280,7 @@ def library(
 ) -> list[Tensor]:
     """Return `damages_of_choices` on `tokens` tokens, and behind them `contributions_of_units` on all."""
     C = contributions_of_units(model, calibration)
-    return [*damages_of_choices(model, calibration.first(tokens), ranking(C), widths, score), *C]
+    return [*damages_of_choices(model, calibration.first(tokens), ranking(model, C), widths, score), *C]
 
 
 def damages_of_choices(
@@ -310,13 +313,16 @@ def to_decisions(state: Replacements, model: Decoder, ranks: Ranks) -> dict[str,
             whole.append(number)
     narrowed = [replacement for replacement in state if isinstance(replacement, Narrowed)]
     count_by_structure = {(replacement.layer, replacement.kind): replacement.units for replacement in narrowed}
-    lost: dict[str, list[list[int]]] = {"kv_heads": [[] for _ in model.layers], "channels": [[] for _ in model.layers]}
-    for (number, kind), count in count_by_structure.items():
-        lost[kind][number] = sorted(ranks[number, kind][count:])
+
+    def list_lost(kind: str) -> list[list[int]]:
+        """Return the units of a kind that each layer loses."""
+        counts = [count_by_structure.get((number, kind)) for number in range(len(model.layers))]
+        return [[] if count is None else sorted(ranks[number, kind][count:]) for number, count in enumerate(counts)]
+
     return {
         "removed_layers": whole,
         **{f"removed_{part}": sorted(numbers - set(whole)) for part, numbers in parts.items()},
-        **{f"removed_{kind}": units for kind, units in lost.items()},
+        **{f"removed_{kind}": list_lost(kind) for kind in kinds_of(model)},
     }
 
 

@@ -46,13 +46,13 @@ from methods.model.activations import Step, collect_by_layer
 from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts_of, find_lowest, structures_of, units_in_order
+from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, find_lowest, structures_of, units_in_order
 from methods.width.widths import find_equal_widths, list_lower_widths, parameters_freed, refuse_beyond_reach
 
 Metric = Literal["wifv", "ifv", "wifn"]
 Variance = Literal["pooled", "released"]
 Widths = Literal["al_am", "ul_um"]
-KINDS = ("kv_heads", "channels")
+KINDS = HEADS_AND_CHANNELS
 
 
 class Moments:
@@ -190,7 +190,7 @@ class FLAP(WidthPruner):
                 s = v
             case _:
                 s = W.abs().mean(0) * norm
-        if self.attn_square and structure.kind == "kv_heads":
+        if self.attn_square and structure.is_of_heads:
             s = s.square()
         z = (s - s.mean()) / s.std().clamp_min(torch.finfo(s.dtype).tiny)
         return z.cpu()[structure.parts[-1].index].mean(1)
@@ -222,14 +222,14 @@ def moments_of_inputs(model: Decoder, calibration: Calibration, variance: Varian
     kept, places = ReleasedMoments if variance == "released" else Moments, structures_of(model, *KINDS)
 
     def of_layer(number: int, steps: Iterator[Step]) -> list[Tensor]:
-        matrices = {structure.kind: structure.writer for structure in places if structure.number == number}
-        moments = {kind: kept(matrix.in_features, matrix.weight.device) for kind, matrix in matrices.items()}
+        matrices = {structure.is_of_heads: structure.writer for structure in places if structure.number == number}
+        moments = {of_heads: kept(matrix.in_features, matrix.weight.device) for of_heads, matrix in matrices.items()}
         for step in steps:
-            for kind, x in (("kv_heads", step.heads), ("channels", step.channels)):
-                if kind in moments:
+            for of_heads, x in ((True, step.heads), (False, step.channels)):
+                if of_heads in moments:
                     apart = [sequence[real] for sequence, real in zip(x, step.mask, strict=True)]
                     for rows in apart if variance == "released" else [x[step.mask]]:
-                        moments[kind].add(rows)
+                        moments[of_heads].add(rows)
         return [
             torch.stack([each.mean, each.variance, (each.M2 + each.n * each.mean**2).sqrt()])
             for each in moments.values()

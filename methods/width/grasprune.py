@@ -59,10 +59,10 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import compute_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import MatrixSlice, Structure, cuts_of, structures_of, units_in_order
+from methods.model.structures import HEADS_AND_CHANNELS, MatrixSlice, Structure, cuts_of, structures_of, units_in_order
 from methods.width.widths import fewest_of, refuse_beyond_reach
 
-KINDS = ("kv_heads", "channels")
+KINDS = HEADS_AND_CHANNELS
 BETAS = (0.9, 0.99)
 Gating = Literal["output", "kv"]
 Values = Callable[[Tensor], tuple[Tensor, Tensor]]  # scores (U,) -> what multiplies the units, and its slope
@@ -236,7 +236,7 @@ class Gates:
     def spots(self, structure: Structure) -> list[GateSpot]:
         """Return where the numbers of a structure multiply, for the units that it has now."""
         parts = structure.parts
-        if self.gate == "output" or structure.kind == "channels":
+        if self.gate == "output" or structure.kind != "kv_heads":
             return [spot_of(parts[-1:], structure)]
         _, k, v, _ = parts
         return [spot_of([k, v], structure)] if k.matrix is v.matrix else [spot_of([part], structure) for part in (k, v)]

@@ -60,7 +60,7 @@ from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, collect_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts_of, structures_of
+from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, structures_of
 from methods.width.widths import find_equal_widths
 
 FULL = 0.9  # share of the removable parameters from which on fewer layers are protected, unless the user names them
@@ -269,7 +269,9 @@ class LLMPruner(WidthPruner):
         for part in structure.parts:
             s, across = self.salience(part.matrix.weight, g, a), 1 - part.axis
             s = s.sum(across).abs() if self.importance == "vector" else s.abs().sum(across)
-            scores.append(self.align_heads(s.double().cpu()[part.index], structure.width))
+            of_unit = s.double().cpu()[part.index]
+            is_mixer = structure.kind == "mixer_heads"  # whose matrices have different widths of a head
+            scores.append(of_unit.sum(1, keepdim=True) if is_mixer else self.align_heads(of_unit, structure.width))
         if structure.kind == "kv_heads":  # in the order of the authors' groups, for "first" and "second"
             q, k, v, out = scores
             scores = [q, out, v, k] if structure.layer.group == 1 else [k, out, v, q]
@@ -308,7 +310,7 @@ def scores_in_first_round(
 
 def structures_without_protected(model: Decoder, protected: Collection[int]) -> list[Structure]:
     """Return attention and MLP of each layer that is not protected, where there is more than one unit."""
-    every = structures_of(model, "kv_heads", "channels")
+    every = structures_of(model, *HEADS_AND_CHANNELS)
     return [structure for structure in every if structure.number not in protected and structure.size > 1]
 
 
@@ -326,7 +328,7 @@ class WidthCut:
 
     def units(self, structure: Structure, part: float = 1.0) -> int:
         """Return the number of units that a `part` of the cut removes, with the authors' rounding. One unit stays."""
-        r = part * (self.heads if structure.kind == "kv_heads" else self.channels)
+        r = part * (self.heads if structure.is_of_heads else self.channels)
         n = structure.size * structure.width
         return min((n - int(n * (1 - r))) // structure.width, structure.size - 1)
 
@@ -337,7 +339,7 @@ class WidthCut:
 
 @dataclass(frozen=True)
 class EqualWidthCut:
-    """Holds how many heads (kv_heads) and channels go from every layer."""
+    """Holds how many heads (kv_heads, mixer_heads) and channels go from every layer."""
 
     counts: dict[str, int]
 
@@ -370,7 +372,7 @@ def solve(structures: list[Structure], target: float, slack: float) -> WidthCut:
     even = nearest()
     if miss(even) <= slack:
         return even
-    G = max((structure.size for structure in structures if structure.kind == "kv_heads"), default=1)
+    G = max((structure.size for structure in structures if structure.is_of_heads), default=1)
     heads = int(even.channels * G)
     closed = [nearest(heads / G), nearest((heads + 1) / G)]
     return next((cut for cut in closed if miss(cut) <= slack), min(even, *closed, key=miss))

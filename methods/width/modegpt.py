@@ -94,7 +94,7 @@ class MoDeGPT(WidthPruner):
     cost = "3 forwards, and an inverse of each MLP's second moments"
     mlp_solves = 1.5
     holds = Holds(states=2, squares=5)
-    axes = ("heads", "channels")
+    axes = ("head widths", "channels")
     leaves = ("channels", "head widths")
     paper_ratio = "the matrices of the layers"
     paper_reads = "32 x 2,048 tokens of WikiText-2; 128 x 2,048 in its scripts"  # CompressionConfig.py, tests.sh
@@ -359,6 +359,10 @@ def refuse_heads(model: Decoder) -> None:
     """Raise Unsupported where heads cannot be narrowed: they depend on each other, or a norm subtracts their mean."""
     model.refuse("heads")
     for layer in model.layers:
+        if layer.mixer_alone is not None:
+            raise Unsupported(
+                "heads are not narrowed where mixers stand for some attentions; parts=mlp leaves them as they are"
+            )
         if layer.has_attention and getattr(layer.attn, "q_layernorm", None) is not None:
             raise Unsupported(
                 "heads are not narrowed where a norm subtracts the mean of q and k, as in phi with qk_layernorm=True; "

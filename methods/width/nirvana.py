@@ -40,10 +40,10 @@ from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.gradients import LARGEST_LOGITS, Sums, collect_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts_of, structures_of
+from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, structures_of
 from methods.width.widths import refuse_beyond_reach
 
-KINDS = ("kv_heads", "channels")
+KINDS = HEADS_AND_CHANNELS
 MULTIPLE = 8  # of which the channels are that a layer keeps
 
 
@@ -98,14 +98,14 @@ class Nirvana(Pruner):
     def counts(self, structures: list[Structure], scores: list[Tensor], share: float) -> list[int]:
         """Return how many units of each structure go, where this share of all channels is below the threshold."""
         counts = [0] * len(structures)
-        for kind, part in (("kv_heads", share / self.gamma), ("channels", share)):
-            places = [place for place, structure in enumerate(structures) if structure.kind == kind]
+        for is_of_heads, part in ((True, share / self.gamma), (False, share)):
+            places = [place for place, structure in enumerate(structures) if structure.is_of_heads == is_of_heads]
             pooled = torch.cat([scores[place] for place in places]).sort().values if places else torch.empty(0)
             lowest = int(min(part, 1.0) * len(pooled))
             for place in places if lowest else ():
                 structure = structures[place]
                 kept = structure.size - int((scores[place] <= pooled[lowest - 1]).sum())
-                if kind == "channels":
+                if not is_of_heads:
                     kept = min(structure.size, -(-kept // MULTIPLE) * MULTIPLE)
                 counts[place] = structure.size - max(kept, _fewest(structure))
         return counts

@@ -72,14 +72,14 @@ from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.precision import add_product, widen
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts_of, find_lowest, structures_of, units_in_order
+from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, find_lowest, structures_of, units_in_order
 from methods.width.widths import find_equal_widths
 
 Run = Callable[[Tensor, dict[str, Any]], Tensor]  # what a block adds to the residual, (B, T, D) -> (B, T, D)
 
 Counts = dict[tuple[int, str], int]  # units, by layer and kind
 
-KINDS = ("kv_heads", "channels")
+KINDS = HEADS_AND_CHANNELS
 
 
 @register("obs")
@@ -280,9 +280,9 @@ def _cut_layer(
     cut, prefix, wait = how
     runs: tuple[Run, Run] = (layer.attend, lambda x, _: layer.transform(x))
     Y, cuts = [batch.x for batch in batches], list[Cut]()
-    for kind, run in zip(KINDS, runs, strict=True):
+    for is_of_heads, run in zip((True, False), runs, strict=True):
         entering = batches if layer.parallel else [batch._replace(x=y) for batch, y in zip(batches, Y, strict=True)]
-        of_kind = [each for each in targets if each.structure.kind == kind]
+        of_kind = [each for each in targets if each.structure.is_of_heads == is_of_heads]
         new = [cut(each, second_moments_of(each.structure, run, entering)) for each in of_kind]
         if prefix == "pruned":
             _make_all(new, of_kind)

@@ -39,10 +39,10 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts_of, structures_of
+from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, structures_of
 from methods.width.widths import find_equal_widths
 
-KINDS = ("kv_heads", "channels")
+KINDS = HEADS_AND_CHANNELS
 
 
 @register("wanda-sp")
@@ -91,7 +91,7 @@ class WandaSP(WidthPruner):
                     norms = next(kept_norms, None) or norms_of_inputs(layer, X, arguments, masks)
                     for structure in structures:
                         if structure.number == number:
-                            norm = norms[KINDS.index(structure.kind)].to(layer.device)
+                            norm = norms[0 if structure.is_of_heads else 1].to(layer.device)
                             structure.remove(score_units(structure, norm), counts[structure.kind])
                     if number >= log.done:
                         for at, x in enumerate(X):
@@ -102,7 +102,7 @@ class WandaSP(WidthPruner):
 
 def norms_of_inputs(layer: Layer, X: list[Tensor], arguments: list[Any], masks: list[Tensor]) -> list[Tensor]:
     """Return ||X_j||, (C,) in float64, of the inputs of the output matrices of the attention and of the MLP."""
-    squares = [torch.zeros((), dtype=torch.float64)] * len(KINDS)
+    squares = [torch.zeros((), dtype=torch.float64)] * 2
     for x, given, mask in zip(X, arguments, masks, strict=True):
         step = run_step(layer, x, given, mask)
         for kind, signal in enumerate((step.heads, step.channels)):

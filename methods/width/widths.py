@@ -11,12 +11,12 @@ from methods.checkpoint.pruned_config import may_have_heads
 from methods.errors import OutOfReach, Unsupported
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import Structure
+from methods.model.structures import HEADS_AND_CHANNELS, Structure
 
 
 def fewest_of(structure: Structure) -> int:
     """Return the least number of units that stays in a layer: one head; 16 channels, or an eighth if that is less."""
-    return 1 if structure.kind == "kv_heads" else max(1, min(16, structure.size // 8))
+    return 1 if structure.is_of_heads else max(1, min(16, structure.size // 8))
 
 
 def list_lower_widths(structure: Structure, multiple: int = 1) -> Tensor:
@@ -59,8 +59,8 @@ def find_equal_widths(
 ) -> dict[str, int]:
     """Return how many heads and channels each layer loses to come nearest to `ratio` of all parameters.
 
-    The share of heads is that of the whole, rounded down, and the channels close the gap. With `uniform` the number of
-    heads that stay is the nearest one that stock transformers takes.
+    The share of heads is that of the whole, rounded down, of attentions and of mixers, and the channels close the gap.
+    With `uniform` the number of an attention's heads that stay is the nearest one that stock transformers takes.
 
     multiple  the number of channels that stay is a multiple of it
     biases    an output matrix that loses units gets a bias if it has none, and it is counted back in
@@ -71,7 +71,7 @@ def find_equal_widths(
     def fits(kv_heads: int) -> bool:
         return not uniform or may_have_heads(model, kv_heads)
 
-    target, kinds = ratio * parameters(model), ("kv_heads", "channels")
+    target, kinds = ratio * parameters(model), HEADS_AND_CHANNELS
     units = dict.fromkeys(kinds, torch.zeros(1, dtype=torch.long))
     freed, sizes = dict(units), dict.fromkeys(kinds, 0)
     for structure in structures:
@@ -81,14 +81,17 @@ def find_equal_widths(
         freed[structure.kind] = freed[structure.kind] + parameters_freed(structure, units[structure.kind], biases)
     share = target / sum(structure.cost * structure.size for structure in structures)
     first = int(share * sizes["kv_heads"])
+    of_mixers = min(int(share * sizes["mixer_heads"]), len(units["mixer_heads"]) - 1)
+    beside = {"mixer_heads": of_mixers} if sizes["mixer_heads"] else {}
+    fixed = freed["mixer_heads"][of_mixers]
     tried = range(0 if uniform else first, len(units["kv_heads"]))
     for k in sorted(tried, key=lambda k: (abs(k - first), k)):
-        total = freed["kv_heads"][k] + freed["channels"]
+        total = freed["kv_heads"][k] + fixed + freed["channels"]
         if total[0] <= target <= total[-1] and (k == 0 or fits(sizes["kv_heads"] - k)):
-            return {"kv_heads": k, "channels": int(units["channels"][(total - target).abs().argmin()])}
+            return {"kv_heads": k} | beside | {"channels": int(units["channels"][(total - target).abs().argmin()])}
     k = next(k for k in reversed(tried or [0]) if k == 0 or fits(sizes["kv_heads"] - k))
-    most = {"kv_heads": k, "channels": int(units["channels"][-1])}
-    reach = float(freed["kv_heads"][k] + freed["channels"][-1]) / parameters(model)
+    most = {"kv_heads": k} | beside | {"channels": int(units["channels"][-1])}
+    reach = float(freed["kv_heads"][k] + fixed + freed["channels"][-1]) / parameters(model)
     widths_left = [f"{sizes[kind] - most[kind]} {kind.replace('_', ' ')}" for kind in kinds if sizes[kind]]
     raise OutOfReach(
         f"ratio {ratio:g} is out of reach: with {' and '.join(widths_left)} left in each layer, {reach:.3f} of the "

@@ -18,7 +18,7 @@ def test_nirvana(run: Run):
     """
     model, text = Decoder(run.model().model.double()), run.calibration()
     structures = structures_of(model, *KINDS)
-    heads, channels = ([each for each in structures if each.kind == kind] for kind in KINDS)
+    heads, channels = ([each for each in structures if each.kind == kind] for kind in ("kv_heads", "channels"))
     scores = scores_of_units(model, text, len(text.ids), text.ids.shape[1])
     units = {kind: sum(each.size for each in structures if each.kind == kind) for kind in KINDS}
     held = sum(each.cost * each.size for each in structures)

@@ -36,7 +36,9 @@ def logits(model: Decoder, ids: torch.Tensor) -> torch.Tensor:
 
 def heads_of(model: Decoder) -> dict[int, list[int]]:
     """The heads that are kept by layer, where heads can go."""
-    return {} if model.family.never("heads") else KEPT_HEADS
+    layers = model.layers
+    kept = {number: heads for number, heads in KEPT_HEADS.items() if layers[number].has_heads}
+    return {} if model.family.never("heads") else kept
 
 
 def channels_of(model: Decoder) -> dict[int, list[int]]:

@@ -50,7 +50,8 @@ def with_choice(family: str, choice: Replacements) -> Decoder:
 
 @functools.cache
 def dense_ranking(family: str) -> Ranks:
-    return ranking(contributions_of_units(Decoder(tiny(family)), TOKENS))
+    model = Decoder(tiny(family))
+    return ranking(model, contributions_of_units(model, TOKENS))
 
 
 @functools.cache
@@ -65,7 +66,7 @@ def logarithms(model: Decoder) -> torch.Tensor:
 
 
 def damages_of(model: Decoder, widths: tuple[int, int], score: str = "kl") -> list[torch.Tensor]:
-    return damages_of_choices(model, TOKENS, ranking(contributions_of_units(model, TOKENS)), widths, score)
+    return damages_of_choices(model, TOKENS, ranking(model, contributions_of_units(model, TOKENS)), widths, score)
 
 
 @torch.no_grad()
@@ -117,7 +118,7 @@ def test_a_layer_has_every_pair_of_what_its_attention_and_its_mlp_may_keep():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_narrowed_layer_is_one_whose_other_units_give_nothing(family):
     model = Decoder(tiny(family))
-    ranks = ranking(contributions_of_units(model, TOKENS))
+    ranks = ranking(model, contributions_of_units(model, TOKENS))
     layer = model.layers[1]
     heads, channels = layer.kv_heads, layer.down.in_features
     narrowed = [Narrowed("channels", 1, channels // 3), *[Narrowed("kv_heads", 1, heads // 2)] * (heads > 1)]
@@ -259,7 +260,7 @@ def test_of_the_solutions_the_one_that_is_missed_least_is_taken_and_its_damage_i
 def test_damages_are_measured_on_the_tokens_that_were_asked_for_and_contributions_on_all():
     model, few = Decoder(tiny("llama")), TOKENS.first(48)
     C = contributions_of_units(model, TOKENS)
-    asked = [*damages_of_choices(model, few, ranking(C), (2, 1), "kl"), *C]
+    asked = [*damages_of_choices(model, few, ranking(model, C), (2, 1), "kl"), *C]
     found = library(model, TOKENS, (2, 1), "kl", 48)
     assert all(torch.equal(one, other) for one, other in zip(found, asked, strict=True))
     assert not torch.equal(found[0], damages_of(model, (2, 1))[0])
