@@ -220,7 +220,8 @@ def _explorer() -> str:
 
     grid = run_folder.load_runs([ROOT / "docs" / "results" / EXPLORED])
     models = served.load(ROOT / "docs" / "results" / SERVED)
-    return render_page(grid.records, samples=grid.samples, remarks=grid.notes, needs=needs_of_methods(), served=models)
+    words: dict[str, Any] = {"needs": needs_of_methods(), "remarks": grid.notes, "home": "index.html"}
+    return render_page(grid.records, samples=grid.samples, served=models, **words)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -58,6 +58,7 @@ def render_page(
     served: Sequence[ServedRecord] = (),
     live: str = "",
     tables: Mapping[str, Sequence[Table]] | None = None,
+    home: str = "",
 ) -> str:
     """Return the page of records as HTML.
 
@@ -67,6 +68,7 @@ def render_page(
     served   the served records of the models
     live     the ETag of a page that is served; its script asks whether the ETag still holds
     tables   the tables of VIEWS, if they are made already
+    home     the address of the site that the page is part of, to which a link leads
     """
     samples = samples or Samples()
     tables = build_views(VIEWS, records, samples=samples, needs=needs, served=served) if tables is None else tables
@@ -85,6 +87,7 @@ def render_page(
             policy=_policy(scripts, live),
             remarks=remarks,
             live=live,
+            home=home,
             style=Markup(style),
             theme_script=Markup(theme),
             script=Markup(script),
