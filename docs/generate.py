@@ -172,9 +172,9 @@ def quantities_page() -> str:
     lines = [
         "# Quantities",
         "",
-        "Every quantity is a column of `report.csv` and of `bench.read`; NAME stands for that of a text or task. Its",
-        "spread is in columns that end in `_low` and `_high`, or in `_stderr`. The last column says how several draws",
-        "or seeds become one row. `python docs/generate.py` writes this page. Its rows are declared by",
+        "Every quantity is a column of `report.csv` and of `bench.read`; NAME stands for that of a text or task. Its "
+        "spread is in columns that end in `_low` and `_high`, or in `_stderr`. The last column says how several draws "
+        "or seeds become one row. `python docs/generate.py` writes this page. Its rows are declared by "
         "`declare_quantity` in `bench/records/measured.py`, or stand in `bench/records/quantities.py`.",
         "",
         "| column | heading | unit | meaning | better | spread | over draws |",

@@ -524,6 +524,14 @@ class Measured:
         better="lower",
         view_columns="cost",
     )
+    state_bytes: Bytes | None = declare_quantity(
+        "states",
+        "of what mixers carry from token to token in a sequence; absent without mixers",
+        format_bytes,
+        source="methods.model",
+        better="lower",
+        view_columns="cost",
+    )
     macs_per_token: Macs | None = declare_quantity(
         "macs per token",
         "per token in a sequence of macs_context tokens",

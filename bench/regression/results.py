@@ -32,7 +32,7 @@ from bench.regression.pairs import Windows, to_windows
 from methods.console import say
 from methods.errors import UserError
 
-SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "macs_per_token")
+SIZES = ("parameters", "weight_bytes", "kv_bytes_per_token", "state_bytes", "macs_per_token")
 MOST_NATS = 700  # per token; a float still holds its exponential
 NLL_DIGITS = 4  # behind the point, of a window's nats: the order of sums changes less
 BITS_DIGITS = 4  # likewise of a document's bits per byte

@@ -129,6 +129,7 @@ class Sizes:
     layers: int
     weight_bytes: int
     kv_bytes_per_token: int
+    state_bytes: int | None  # None without mixers
     macs_per_token: int
     macs_context: int
 
@@ -142,6 +143,7 @@ def sizes_of(model: Decoder, context: int) -> Sizes:
         layers=len(model.layers),
         weight_bytes=weight_bytes(model),
         kv_bytes_per_token=kv_bytes_per_token(model),
+        state_bytes=state_bytes(model) or None,
         macs_per_token=macs_per_token(model, context),
         macs_context=context,
     )

@@ -38,6 +38,7 @@ from methods.model.sizes import (
     kv_bytes_per_token,
     macs_behind,
     parameters,
+    sizes_of,
     state_bytes,
 )
 from methods.model.structures import (
@@ -111,6 +112,8 @@ def test_bytes_of_states_are_those_of_the_cache(family, dtype, ids):
     states = [state for layer in linear for state in (*layer.conv_states.values(), *layer.recurrent_states.values())]
     assert state_bytes(model) == sum(state.nbytes for state in states if state is not None) > 0
     assert cache_bytes_read(model, 10) == 10 * kv_bytes_per_token(model) + state_bytes(model)
+    assert sizes_of(model, 10).state_bytes == state_bytes(model)
+    assert sizes_of(Decoder(tiny("llama")), 10).state_bytes is None
 
 
 @pytest.mark.parametrize(
