@@ -54,6 +54,7 @@ SHORT = {  # what takes long, and no more memory for it
     "tyr": {"rounds": 1, "generations": 1, "offspring": 2, "survivors": 1, "levels": 3},
     "llm-streamline": {"passes": 1},
     "evopress": {"generations": 2, "offspring": 4, "initial": 4},
+    "darwinlm": {"generations": 1, "offspring": 2},
 }
 CASES = [(WEIGHTS, "float32", name, SHORT.get(name, {})) for name in [*EVERY, *COMPENSATED]]
 CASES += [
