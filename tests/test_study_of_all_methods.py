@@ -113,5 +113,8 @@ def test_the_readme_has_the_same_figures():
     assert f"By perplexity {names(run.unshown(0.2, LOWEST, WIKI))} are not told apart from `{LOWEST}`" in page
     assert f"Its perplexity is {value('flap', WIKI):.1f} in place of {value(FIRST, WIKI):.1f}." in page
     assert f"`drop-random` has a perplexity of {value('drop-random', WIKI):,.0f} at 0.2." in page
+    seconds = [f"{value(method, 'prune_seconds'):,.0f} s" for method in ("flap", FIRST)]
+    assert f"On one core of a busy machine it took {seconds[0]} where `{FIRST}` took {seconds[1]}." in page
+    assert {one.environment["threads"] for one in run.merged.records if one.cell.label in ("flap", FIRST)} == {1}
     bits = run.pairs_shown(0.2, ANSWER_BPB)[0]
     assert f"At 0.2 it separates {average} of {pairs} pairs. Bits per byte separate {bits} (" in page
