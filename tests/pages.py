@@ -84,14 +84,18 @@ def rows() -> list[tuple[str, ...]]:
 
 
 @cache
-def report(*runs: str, view: str, reference: str = "") -> list[dict[str, str]]:
-    """Return what `report` prints as CSV of runs in docs/results; `shown` ends with a dagger where it differs."""
+def report(*runs: str, view: str, reference: str = "", model: str = "") -> list[dict[str, str]]:
+    """Return what `report` prints as CSV of runs in docs/results; `shown` ends with a dagger where it differs.
+
+    model  alone; "" for all
+    """
     from bench.cli.main import main
 
     asked = ["report", *(str(DOCS / "results" / run) for run in runs), "--view", view, "--format", "csv"]
+    asked += (["--reference", reference] if reference else []) + (["--model", model] if model else [])
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        assert main(asked + (["--reference", reference] if reference else [])) == 0
+        assert main(asked) == 0
     lines = list(csv.DictReader(io.StringIO(printed.getvalue())))
     return [line | {"shown": line["shown"] + "†" * ("differs" in line["marks"])} for line in lines]
 

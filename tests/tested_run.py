@@ -8,16 +8,17 @@ from itertools import combinations
 from pages import ROOT
 
 from bench.records import run_folder
+from bench.records.selection import Selection
 from reports.tables import rows as tested_rows
 
 
 class TestedRun:
-    """A run of one model, by its ratios."""
+    """A model of a run, by its ratios."""
 
     __test__ = False  # it is no test
 
-    def __init__(self, name: str) -> None:
-        self.merged = run_folder.load_runs([ROOT / "docs/results" / name])
+    def __init__(self, name: str, model: str) -> None:
+        self.merged = run_folder.load_runs([ROOT / "docs/results" / name], Selection(models=[model]))
         data = tested_rows.ReportData(self.merged.records, "", self.merged.samples)
         self.by_ratio: dict[float, tested_rows.GroupTests] = {}
         for group in data.groups:
@@ -52,5 +53,5 @@ class TestedRun:
 
 
 @cache
-def load_run(name: str) -> TestedRun:
-    return TestedRun(name)
+def load_run(name: str, model: str = "smollm2-135m") -> TestedRun:
+    return TestedRun(name, model)

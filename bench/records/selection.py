@@ -17,7 +17,7 @@ class Selection:
 
     methods  labels, as in 'laco:C=3', or names of methods, which stand for all their labels
     ratios   requested ratios; a method that has none, such as drop:layers=3, is not selected by them
-    models   names of models, as tables have them
+    models   names of models, as tables have them or as runs were given them
     """
 
     methods: Sequence[str] = ()
@@ -27,7 +27,7 @@ class Selection:
     def selects(self, record: Record) -> bool:
         """Say whether a record is selected."""
         cell = record.cell
-        if self.models and name_of_model(record) not in self.models:
+        if self.models and not {name_of_model(record), cell.model} & set(self.models):
             return False
         if cell.method == "dense":
             return True
@@ -47,7 +47,7 @@ class Selection:
                 raise UserError(f"no cell has the ratio {ratio:g}; there are {_join(map('{:g}'.format, ratios))}")
         names = list(dict.fromkeys(map(name_of_model, records)))
         for name in self.models:
-            _refuse("model", name, names, names)
+            _refuse("model", name, [*names, *(cell.model for cell in cells)], names)
 
 
 EVERY = Selection()

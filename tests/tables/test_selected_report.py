@@ -51,6 +51,10 @@ def test_models_are_selected(records):
     some = bench.report(STUDY, model=second)._merged.records
     assert {name_of_model(record) for record in some} == {second}
     assert len(some) == len(records) - sum(name_of_model(record) == first for record in records)
+    (given,) = {record.cell.model for record in some}
+    assert given != second  # the run was given another name of it
+    same = bench.report(STUDY, model=given)._merged.records
+    assert [record.cell for record in same] == [record.cell for record in some]
 
 
 def test_rows_go_by_any_column_and_the_note_says_which(records):
