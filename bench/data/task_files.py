@@ -96,6 +96,12 @@ def find_tasks(names: Sequence[str], folder: Path | None) -> tuple[tuple[str, ..
     return tuple(every), tuple(sorted((task, str(file.path), hash_files(file)) for task, file in files.items()))
 
 
+def names_in_folder(folder: Path | None) -> list[str]:
+    """Return the tasks, tags and groups that the files of a folder define; none without a folder."""
+    files = [] if folder is None else _read_folder(folder)
+    return list(dict.fromkeys(name for file in files for name in file.names))
+
+
 def _files_of_name(name: str, definitions: Sequence[TaskFile], above: tuple[str, ...] = ()) -> Iterator[TaskFile]:
     """Yield the files of the task, the tag or the group of that name; of a group its members'.
 

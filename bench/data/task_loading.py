@@ -64,12 +64,15 @@ def split_groups(names: Iterable[str], data: Data = ()) -> tuple[str, ...]:
     return every
 
 
-def refuse_unknown(names: Iterable[str], data: Data = (), files: Files = ()) -> None:
-    """Raise UserError for a task that neither a file of `files` nor lm-eval defines. Its catalogue is not read."""
+def refuse_unknown(names: Iterable[str], data: Data = (), files: Files = (), own: Sequence[str] = ()) -> None:
+    """Raise UserError for a task that neither a file of `files` nor lm-eval defines. Its catalogue is not read.
+
+    own  further names that the user's folder defines, for hints
+    """
     every = dict.fromkeys([*names, *sorted(name for name, _, _ in data)])
     for name in task_files.without_tasks_of_files(every, files):
         if _is_foreign(name) and not _is_mentioned(name):
-            _refuse_name(name)
+            _refuse_name(name, own)
 
 
 def refuse_undefined(name: str) -> None:
@@ -82,8 +85,8 @@ def _is_foreign(name: str) -> bool:
     return name not in OFFLINE and name not in HUB
 
 
-def _refuse_name(name: str) -> NoReturn:
-    near = difflib.get_close_matches(name, [*OFFLINE, *HUB, *GROUPS], n=2)
+def _refuse_name(name: str, own: Sequence[str] = ()) -> NoReturn:
+    near = difflib.get_close_matches(name, [*own, *OFFLINE, *HUB, *GROUPS], n=2)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     offline = ", ".join(task for task in (*OFFLINE, *GROUPS) if task not in (*MMLU, *skills.SOURCES))
     raise UserError(f"no task {name!r}; {hint}offline there are {offline}; others are lm-eval's, by its names")

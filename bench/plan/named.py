@@ -24,7 +24,8 @@ def refuse_missing(spec: RunSpec, folder: Path) -> None:
     protocols = spec.protocols()
     first = protocols[0][0]
     local, (names, files) = task_sources.parse_task_data(spec.task_data), find_own_tasks(spec)
-    task_loading.refuse_unknown(task_loading.split_groups(names, local), local, files)
+    own = task_files.names_in_folder(spec.include_path)
+    task_loading.refuse_unknown(task_loading.split_groups(names, local), local, files, own)
     healed_on = [spec.healing.text] if spec.healing else []
     for text in dict.fromkeys([*first.texts, *healed_on]):
         texts.check_text(text, ask_hub=False)

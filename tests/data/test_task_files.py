@@ -240,6 +240,7 @@ def test_documents_that_do_not_fit_are_refused_in_one_line(wrong, own):
 def test_folders_and_names_that_are_not_there_are_refused(own, base, capsys):
     assert "--include-path is a folder" in refused(capsys, asked(base, own / "nowhere", "sums"))
     assert "no task 'zzsumz'" in refused(capsys, asked(base, own, "zzsumz"))
+    assert "no task 'zzsums'; did you mean sums" in refused(capsys, asked(base, own, "zzsums"))
     assert "cannot be read: No such file" in refused(capsys, asked(base, own, str(own / "none.yaml")))
     (own / "sub/again.yaml").write_text(TASK.replace("_base", "../_base"))
     assert "both define sums" in refused(capsys, asked(base, own, "sums"))
