@@ -117,9 +117,8 @@ def test_pages_can_be_read_and_ask_nothing_of_other_hosts(site, address, width, 
                 view.locator("div.equation .katex").first.wait_for(state="attached", timeout=60_000)
                 assert view.evaluate(DRAW_EACH, list(tex_of_all_methods(site))) > 30
             assert view.evaluate("document.documentElement.scrollWidth") <= width, path
-            hindering = findings(
-                view, "body" if path == EXPLORER else "article"
-            )  # but that Chromium itself lets the keyboard reach what scrolls
+            # but that Chromium itself lets the keyboard reach what scrolls
+            hindering = findings(view, "body" if path == EXPLORER else "article")
             assert [found for found in hindering if "scrollable-region-focusable" not in found] == [], path
         assert [url for url in view.requests if not url.startswith((address, "data:", "blob:"))] == []
         assert view.complaints == []

@@ -306,6 +306,11 @@ class Layer:
         return int(getattr(self.attn, self.mixer_alone.heads[0]))
 
     @property
+    def heads(self) -> int:
+        """Return how many heads of its attention, or of the mixer in its place, there are that can go."""
+        return self.kv_heads or self.mixer_heads
+
+    @property
     def kind_of_heads(self) -> str:
         """Return the kind of the heads of its attention, "kv_heads", or mixer, "mixer_heads"; "" where none can go."""
         return "kv_heads" if self.has_heads else "mixer_heads" if self.mixer_heads else ""

@@ -210,10 +210,11 @@ def find_lowest(score: Tensor, count: int) -> list[int]:
 
 
 def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
-    """Return the heads (kv_heads, mixer_heads) and the channels of every layer that has them, by layer.
+    """Return the units of these kinds of every layer that has them, by layer; without kinds, its heads and channels.
 
     Raises Unsupported where the model's family cannot be cut along them.
     """
+    kinds = kinds or HEADS_AND_CHANNELS
     for kind in kinds:
         model.refuse(AXIS[kind])
     has = [(layer.kind_of_heads, "channels" if layer.has_mlp else "") for layer in model.layers]

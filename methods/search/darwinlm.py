@@ -58,7 +58,7 @@ from methods.model.structures import Narrowed, cuts_of, structures_of
 from methods.search.tyr import Levels, Supernet, make_supernet, state_of, widths_of
 from methods.trials.blocks import Replacements, kl, sum_loss
 from methods.trials.evolution import draw_sequences, end_of_search
-from methods.width.obs import KINDS, OBS, Counts
+from methods.width.obs import OBS, Counts
 from methods.width.widths import find_equal_widths
 
 TRAINED = (1, 5, 10, 20)  # times `train`, by stage: 10k, 50k, 100k and 200k tokens in the paper
@@ -116,13 +116,13 @@ class DarwinLM(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the parameters that are left."""
-        structures = structures_of(model, *KINDS)
+        structures = structures_of(model)
         counts = find_equal_widths(model, structures, ratio, self.multiple)
         return {"parameters": parameters(model) - sum(counts[each.kind] * each.cost for each in structures)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Search how many units each layer keeps, and cut them as obs does on what the dense model gives."""
-        structures = structures_of(model, *KINDS)
+        structures = structures_of(model)
         counts, outcome = find_equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
         missed = list[dict[str, float]]()
         if any(counts.values()):
@@ -138,7 +138,7 @@ class DarwinLM(Pruner):
         if model.store is not None:
             raise Unsupported("darwinlm trains whole candidates, whose weights have to fit into memory")
         alone = replace(calibration, keep=None, note=None, sweeps=None, order=())  # logs are of other sweeps
-        levels = Levels.around(units_left, structures_of(model, *KINDS), self.levels, 10, self.multiple)
+        levels = Levels.around(units_left, structures_of(model), self.levels, 10, self.multiple)
         supernet = make_supernet(model, alone, levels, units_left, OBS(damping=self.damping), prefix="dense")
         log = calibration.log([], "darwinlm", self, sorted(units_left.items()))
         search = _Search(self, model, alone, supernet, random.Random(calibration.seed))

@@ -186,9 +186,8 @@ def choices_of_layers(model: Decoder, steps: int, heads: int) -> list[list[Repla
     for number, layer in enumerate(model.layers):
         parts: list[list[Replacements]] = []
         if layer.has_attention:
-            units = layer.kv_heads + layer.mixer_heads  # of which a layer has one kind
             kind = layer.kind_of_heads
-            parts.append(_of_part("attention", kind, number, units, heads if kind else 1))
+            parts.append(_of_part("attention", kind, number, layer.heads, heads if kind else 1))
         if layer.has_mlp:
             parts.append(_of_part("mlp", "channels", number, layer.down.in_features, steps))
         choices.append([Replacements().union(*combination) for combination in product(*parts)])
@@ -261,8 +260,7 @@ def contributions_of_units(model: Decoder, calibration: Calibration) -> list[Ten
             sums = [total + addend.cpu() for total, addend in zip(sums, addends, strict=True)]
         contributions = [torch.zeros(0, dtype=torch.float64)] * 2
         if layer.kind_of_heads:
-            units = layer.kv_heads + layer.mixer_heads  # of which a layer has one kind
-            contributions[0] = (sums[0] / tokens * norms_of_columns(layer.out)).view(units, -1).sum(1)
+            contributions[0] = (sums[0] / tokens * norms_of_columns(layer.out)).view(layer.heads, -1).sum(1)
         if layer.has_mlp:
             contributions[1] = sums[1] / tokens * norms_of_columns(layer.down)
         return contributions

@@ -58,7 +58,7 @@ from methods.model.sizes import parameters
 from methods.model.structures import Narrowed, Structure, cuts_of, keep, structures_of
 from methods.trials.blocks import Replacements
 from methods.trials.evolution import Fitness, Generations, Narrow, draw_distinct, end_of_search
-from methods.width.obs import KINDS, OBS, Counts, Cut, CutTarget, Prefix, Problem, Score
+from methods.width.obs import OBS, Counts, Cut, CutTarget, Prefix, Problem, Score
 from methods.width.widths import fewest_of, find_equal_widths
 
 COARSEST = 8  # of a structure's units, at least one, are the first round's step
@@ -109,13 +109,13 @@ class Tyr(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the parameters that are left."""
-        structures = structures_of(model, *KINDS)
+        structures = structures_of(model)
         counts = find_equal_widths(model, structures, ratio, self.multiple)
         return {"parameters": parameters(model) - sum(counts[each.kind] * each.cost for each in structures)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Search how many units each layer keeps, and cut them as obs does."""
-        structures = structures_of(model, *KINDS)
+        structures = structures_of(model)
         counts, outcome = find_equal_widths(model, structures, ratio, self.multiple), dict[str, Any]()
         units_left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}
         missed = list[dict[str, float]]()
@@ -137,7 +137,7 @@ class Tyr(Pruner):
             until -= log.seconds
             if number and time.monotonic() > until:
                 break
-            levels = self.around(units_left, structures_of(model, *KINDS), number)
+            levels = self.around(units_left, structures_of(model), number)
             sizes = 1, self.survivors, self.tokens, self.final_tokens
             how = Generations(self.generations, *sizes, until, log, levels.every())
             fitness = Fitness(model, alone, generator, self.narrow(model, alone, levels, units_left))
@@ -206,7 +206,7 @@ def make_supernet(
     prefix  what each is solved for on: a model with `units_left` in front of it, or the dense model
     """
     supernet, pruned = Supernet(), make_twin(model)
-    structures = structures_of(pruned, *KINDS)
+    structures = structures_of(pruned)
 
     def cut(target: CutTarget, H: Tensor) -> Cut:
         structure, size = target.structure, target.structure.size

@@ -46,13 +46,12 @@ from methods.model.activations import Step, collect_by_layer
 from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, find_lowest, structures_of, units_in_order
+from methods.model.structures import Structure, cuts_of, find_lowest, structures_of, units_in_order
 from methods.width.widths import find_equal_widths, list_lower_widths, parameters_freed, refuse_beyond_reach
 
 Metric = Literal["wifv", "ifv", "wifn"]
 Variance = Literal["pooled", "released"]
 Widths = Literal["al_am", "ul_um"]
-KINDS = HEADS_AND_CHANNELS
 
 
 class Moments:
@@ -137,7 +136,7 @@ class FLAP(WidthPruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the units to remove from each layer, or the parameters that are left where layers differ."""
-        structures = structures_of(model, *KINDS)
+        structures = structures_of(model)
         if self.equal:
             return {
                 "removed_per_layer": find_equal_widths(
@@ -151,7 +150,7 @@ class FLAP(WidthPruner):
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Cut the units that vary least; their means become biases where `adds_biases`."""
-        plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
+        plan, structures = self.plan(model, ratio), structures_of(model)
         if ratio:
             if self.variance == "released" and len(calibration.ids) < 2:
                 raise Unsupported("variance=released leaves the first calibration sequence out: give two at least")
@@ -219,7 +218,7 @@ def moments_of_inputs(model: Decoder, calibration: Calibration, variance: Varian
 
     They are over all real tokens, in the order of `structures_of`.
     """
-    kept, places = ReleasedMoments if variance == "released" else Moments, structures_of(model, *KINDS)
+    kept, places = ReleasedMoments if variance == "released" else Moments, structures_of(model)
 
     def of_layer(number: int, steps: Iterator[Step]) -> list[Tensor]:
         matrices = {structure.is_of_heads: structure.writer for structure in places if structure.number == number}

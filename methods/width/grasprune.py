@@ -59,10 +59,9 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.gradients import compute_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import HEADS_AND_CHANNELS, MatrixSlice, Structure, cuts_of, structures_of, units_in_order
+from methods.model.structures import MatrixSlice, Structure, cuts_of, structures_of, units_in_order
 from methods.width.widths import fewest_of, refuse_beyond_reach
 
-KINDS = HEADS_AND_CHANNELS
 BETAS = (0.9, 0.99)
 Gating = Literal["output", "kv"]
 Values = Callable[[Tensor], tuple[Tensor, Tensor]]  # scores (U,) -> what multiplies the units, and its slope
@@ -92,7 +91,7 @@ class GRASPrune(Pruner):
     tiny = "epochs=0"  # a score that is near to 0 changes its sign with the rounding, so that machines differ
 
     def tokens_read(self, tokens: int) -> int:
-        """Return the tokens of a long sequence, of which one is read at a time."""
+        """Return the tokens of one sequence, at most 2,048: it reads one at a time."""
         return min(tokens, 2048)
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
@@ -101,14 +100,14 @@ class GRASPrune(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the parameters that are left."""
-        structures, dense = structures_of(model, *KINDS), parameters(model)
+        structures, dense = structures_of(model), parameters(model)
         reach = sum(each.cost * (each.size - fewest_of(each)) for each in structures) / dense
         refuse_beyond_reach(ratio, reach)
         return {"budget": round((1 - ratio) * dense)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Learn the masks and the scales, cut what is masked, and fold the scales into what is left."""
-        plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
+        plan, structures = self.plan(model, ratio), structures_of(model)
         outcome = self.learn(model, structures, calibration, ratio * parameters(model)) if ratio else {}
         return plan | outcome | {"parameters": parameters(model)} | cuts_of(model, structures)
 

@@ -60,7 +60,7 @@ from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, collect_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, structures_of
+from methods.model.structures import Structure, cuts_of, structures_of
 from methods.width.widths import find_equal_widths
 
 FULL = 0.9  # share of the removable parameters from which on fewer layers are protected, unless the user names them
@@ -310,7 +310,7 @@ def scores_in_first_round(
 
 def structures_without_protected(model: Decoder, protected: Collection[int]) -> list[Structure]:
     """Return attention and MLP of each layer that is not protected, where there is more than one unit."""
-    every = structures_of(model, *HEADS_AND_CHANNELS)
+    every = structures_of(model)
     return [structure for structure in every if structure.number not in protected and structure.size > 1]
 
 

@@ -36,7 +36,7 @@ from methods.model.activations import Step, collect_by_layer
 from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
-from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, structures_of
+from methods.model.structures import Structure, cuts_of, structures_of
 from methods.width.widths import find_equal_widths
 
 
@@ -58,7 +58,7 @@ class MinitronWidth(WidthPruner):
 
     def structures(self, model: Decoder) -> list[Structure]:
         """Return the channels of the model, and its heads where these are cut too."""
-        return structures_of(model, *(HEADS_AND_CHANNELS if self.heads else ("channels",)))
+        return structures_of(model) if self.heads else structures_of(model, "channels")
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the units to remove from each layer."""

@@ -40,10 +40,9 @@ from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.gradients import LARGEST_LOGITS, Sums, collect_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, structures_of
+from methods.model.structures import Structure, cuts_of, structures_of
 from methods.width.widths import refuse_beyond_reach
 
-KINDS = HEADS_AND_CHANNELS
 MULTIPLE = 8  # of which the channels are that a layer keeps
 
 
@@ -79,13 +78,13 @@ class Nirvana(Pruner):
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the parameters that are wanted. Raises OutOfReach where so much cannot go."""
-        structures, dense = structures_of(model, *KINDS), parameters(model)
+        structures, dense = structures_of(model), parameters(model)
         refuse_beyond_reach(ratio, sum(each.cost * (each.size - _fewest(each)) for each in structures) / dense)
         return {"budget": round((1 - ratio) * dense)}
 
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Cut the units with the lowest scores of all layers."""
-        plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
+        plan, structures = self.plan(model, ratio), structures_of(model)
         if ratio:
             scores = shared_statistics(scores_of_units, model, calibration, self.sequences, self.tokens)
             share = self.solve(structures, scores, ratio * parameters(model))
@@ -134,7 +133,7 @@ def scores_of_units(model: Decoder, calibration: Calibration, sequences: int, to
 
     The text is that of the first `sequences` pieces of `tokens` tokens.
     """
-    structures = structures_of(model, *KINDS)
+    structures = structures_of(model)
     weights = {part.matrix.weight for structure in structures for part in structure.parts}
 
     def of_layer(number: int, g: Sums, _: Sums) -> list[Tensor]:

@@ -72,14 +72,12 @@ from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.precision import add_product, widen
 from methods.model.sizes import parameters
-from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, find_lowest, structures_of, units_in_order
+from methods.model.structures import Structure, cuts_of, find_lowest, structures_of, units_in_order
 from methods.width.widths import find_equal_widths
 
 Run = Callable[[Tensor, dict[str, Any]], Tensor]  # what a block adds to the residual, (B, T, D) -> (B, T, D)
 
 Counts = dict[tuple[int, str], int]  # units, by layer and kind
-
-KINDS = HEADS_AND_CHANNELS
 
 
 @register("obs")
@@ -110,14 +108,14 @@ class OBS(WidthPruner):
         """Return the units to remove from each layer."""
         return {
             "removed_per_layer": find_equal_widths(
-                model, structures_of(model, *KINDS), ratio, self.multiple, uniform=self.uniform
+                model, structures_of(model), ratio, self.multiple, uniform=self.uniform
             )
         }
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Cut the cheapest units of each layer in rounds, and update what is left of the matrix after each."""
-        plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
+        plan, structures = self.plan(model, ratio), structures_of(model)
         equal = plan["removed_per_layer"]
         counts = {(each.number, each.kind): equal[each.kind] for each in structures if equal[each.kind]}
         missed = self.sweep(model, structures, counts, calibration) if counts else []

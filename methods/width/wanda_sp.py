@@ -39,10 +39,8 @@ from methods.model.calibration import Calibration
 from methods.model.decoder import Decoder
 from methods.model.layer import Layer
 from methods.model.sizes import parameters
-from methods.model.structures import HEADS_AND_CHANNELS, Structure, cuts_of, structures_of
+from methods.model.structures import Structure, cuts_of, structures_of
 from methods.width.widths import find_equal_widths
-
-KINDS = HEADS_AND_CHANNELS
 
 
 @register("wanda-sp")
@@ -70,14 +68,14 @@ class WandaSP(WidthPruner):
         """Return the units to remove from each layer."""
         return {
             "removed_per_layer": find_equal_widths(
-                model, structures_of(model, *KINDS), ratio, self.multiple, uniform=self.uniform
+                model, structures_of(model), ratio, self.multiple, uniform=self.uniform
             )
         }
 
     @torch.no_grad()
     def prune(self, model: Decoder, calibration: Calibration, ratio: float) -> dict[str, Any]:
         """Cut the units with the least products of weights and norms of their inputs."""
-        plan, structures = self.plan(model, ratio), structures_of(model, *KINDS)
+        plan, structures = self.plan(model, ratio), structures_of(model)
         counts = plan["removed_per_layer"]
         if any(counts.values()):
             entries, masks = enter_all(model, calibration, values_of_a_step(model))

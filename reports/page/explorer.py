@@ -8,7 +8,6 @@ The script chooses, sorts and draws. It computes no statistic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any
@@ -22,11 +21,10 @@ from bench.records.frame import (
     tasks_with_accuracies,
 )
 from bench.records.quantities import list_quantities, quantity_of_column
-from bench.records.quantity import Quantity, is_finite
+from bench.records.quantity import Quantity
 from bench.records.record import Record, name_of_model
 from bench.records.samples import Samples, pair_whole
 from bench.records.served import ServedRecord
-from bench.stats.intervals import NORMAL_95
 from methods.cards import Card, CodeComparison, cards_of_compensations, cards_of_methods, head_of, read_comparisons
 from reports import legend, protocol
 from reports.families import find_family
@@ -34,9 +32,10 @@ from reports.groups import TableGroup, group_records
 from reports.page.answers import AnswersBeside
 from reports.page.flags import flags_of_order, flags_of_steps
 from reports.page.served import columns_of_served, setups_of_served
+from reports.page.values import value_of_cell
 from reports.removed import removals_of
 from reports.tables.rows import GroupTests, sort_rows, sorting_quantity
-from reports.tables.table import TableCell, cell_of
+from reports.tables.table import cell_of
 from reports.tables.ties import Ties
 from reports.text import to_printable
 
@@ -85,7 +84,7 @@ def data_of_explorer(
         "methods": {name: card for name, card in _cards() if name in used},
         "setups": [
             *(_setup(groups, samples, names, setups) for groups in setups),
-            *setups_of_served(served, _value_of_cell),
+            *setups_of_served(served),
         ],
     }
 
@@ -174,26 +173,8 @@ def _row(group: TableGroup, place: int, names: Sequence[str], beside: AnswersBes
 
 
 def _value(row: Mapping[str, Any], name: str, *, drawn: bool) -> list[Any]:
-    """Return what `_value_of_cell` does, of a row's cell."""
-    return _value_of_cell(cell_of(row, name), may_be_guess=not drawn and may_be_guessed(row, name))
-
-
-def _value_of_cell(cell: TableCell, may_be_guess: bool = False) -> list[Any]:
-    """Return the value, its text, its spread as text, the ends of its interval, and 1 if it may be that of guesses."""
-    if not isinstance(cell.value, int | float) or not is_finite(cell.value):
-        return [None, str(cell.text), "", None, None, 0]
-    low, high = cell.low, cell.high
-    if (low is None or high is None) and cell.stderr is not None:
-        low, high = (cell.value + sign * NORMAL_95 * cell.stderr for sign in (-1, 1))
-    beside = cell.text.removeprefix(cell.short).strip()
-    return [_short(cell.value), cell.short, beside, _short(low), _short(high), int(may_be_guess)]
-
-
-def _short(value: float | None) -> float | None:
-    """Return a number with six digits, which is enough to draw and to sort by; None where it has no end."""
-    if value is None or not math.isfinite(value):
-        return None
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+    """Return what `value_of_cell` does, of a row's cell."""
+    return value_of_cell(cell_of(row, name), may_be_guess=not drawn and may_be_guessed(row, name))
 
 
 def _tie(tie: Ties) -> dict[str, Any]:

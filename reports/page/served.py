@@ -8,13 +8,14 @@ tested.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from bench.plan.cell import words_of_ratio
 from bench.records.served import ServedRecord, group_alike
+from reports.page.values import value_of_cell
 from reports.tables.speed import tables_of_served
-from reports.tables.table import Table, TableCell
+from reports.tables.table import Table
 from reports.text import to_printable
 
 SEVERAL = "several ratios"  # names an amount of models at several, whose labels have them
@@ -84,11 +85,8 @@ def columns_of_served(records: Sequence[ServedRecord]) -> list[dict[str, Any]]:
     ]
 
 
-def setups_of_served(records: Sequence[ServedRecord], value: Callable[[TableCell], list[Any]]) -> list[dict[str, Any]]:
-    """Return a setup for each group of models that were served alike.
-
-    value  what the script is given of a cell
-    """
+def setups_of_served(records: Sequence[ServedRecord]) -> list[dict[str, Any]]:
+    """Return a setup for each group of models that were served alike."""
     groups = [several for several in group_alike(records) if "load" not in several[0].protocol]
     tables = _tables(records)
     engines = [f"{several[0].model['name']} in {several[0].protocol['engine']}" for several in groups]
@@ -102,7 +100,7 @@ def setups_of_served(records: Sequence[ServedRecord], value: Callable[[TableCell
                 "conditions": list(table.conditions),
                 "protocol": [],
                 "notes": [],
-                "amounts": [_amount(several, table, value)],
+                "amounts": [_amount(several, table)],
                 "prompts": [],
             }
         )
@@ -117,12 +115,12 @@ def _own(name: str) -> str:
     return f"served_{name}"
 
 
-def _amount(records: Sequence[ServedRecord], table: Table, value: Callable[[TableCell], list[Any]]) -> dict[str, Any]:
+def _amount(records: Sequence[ServedRecord], table: Table) -> dict[str, Any]:
     ratios = {words_of_ratio(record.model["requested_ratio"], record.model["ratio_of"]) for record in records} - {""}
     return {
         "name": SEVERAL if len(ratios) > 1 else "".join(ratios) or "fixed by parameters",
         "title": table.title,
-        "rows": [_row(record, table, place, value) for place, record in enumerate(records)],
+        "rows": [_row(record, table, place) for place, record in enumerate(records)],
         "ties": {},
         "verdicts": {},
         "sides": [],
@@ -131,7 +129,7 @@ def _amount(records: Sequence[ServedRecord], table: Table, value: Callable[[Tabl
     }
 
 
-def _row(record: ServedRecord, table: Table, place: int, value: Callable[[TableCell], list[Any]]) -> dict[str, Any]:
+def _row(record: ServedRecord, table: Table, place: int) -> dict[str, Any]:
     row = table.rows[place]
     is_control = record.model["method"] == "dense" and not record.is_base
     cells = dict(zip((column.name for column in table.columns), row.cells, strict=True)) if not row.failure else {}
@@ -142,7 +140,5 @@ def _row(record: ServedRecord, table: Table, place: int, value: Callable[[TableC
         "little": False,
         "missed": False,
         "removed": "",
-        "values": {
-            _own(name): value(cells[name]) for name in COLUMNS if name in cells and cells[name].value is not None
-        },
+        "values": {_own(name): value_of_cell(cells[name]) for name in COLUMNS if name in cells},
     }

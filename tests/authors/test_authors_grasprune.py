@@ -7,14 +7,14 @@ from authors_code import Run, every_run, tensors
 
 from methods.model.decoder import Decoder
 from methods.model.structures import structures_of
-from methods.width.grasprune import KINDS, Gates, GRASPrune, Projection, Training
+from methods.width.grasprune import Gates, GRASPrune, Projection, Training
 
 
 @every_run("grasprune")
 def test_grasprune(run: Run):
     """The runs are in float64, and both begin with the same scores, none of which are equal."""
     model = Decoder(run.model().model.double())
-    structures, pruner = structures_of(model, *KINDS), GRASPrune(gate="kv", epochs=run["epochs"])
+    structures, pruner = structures_of(model), GRASPrune(gate="kv", epochs=run["epochs"])
     gates = Gates(structures, "kv")
     held = sum(structure.cost * structure.size for structure in structures)
     projection = Projection.of(structures, (1 - run["keep"]) * held, seed=0)

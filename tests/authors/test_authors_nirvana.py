@@ -7,7 +7,7 @@ from authors_code import Run, every_run
 
 from methods.model.decoder import Decoder
 from methods.model.structures import structures_of
-from methods.width.nirvana import KINDS, Nirvana, scores_of_units
+from methods.width.nirvana import Nirvana, scores_of_units
 
 
 @every_run("nirvana")
@@ -17,10 +17,10 @@ def test_nirvana(run: Run):
     Where all heads of a layer are below the threshold, the program keeps the last one and the method the best one.
     """
     model, text = Decoder(run.model().model.double()), run.calibration()
-    structures = structures_of(model, *KINDS)
+    structures = structures_of(model)
     heads, channels = ([each for each in structures if each.kind == kind] for kind in ("kv_heads", "channels"))
     scores = scores_of_units(model, text, len(text.ids), text.ids.shape[1])
-    units = {kind: sum(each.size for each in structures if each.kind == kind) for kind in KINDS}
+    units = {kind: sum(each.size for each in structures if each.kind == kind) for kind in ("kv_heads", "channels")}
     held = sum(each.cost * each.size for each in structures)
     fewer = units["kv_heads"] / units["channels"] / run["gamma"]  # heads that go for each channel
     go = run["sparsity"] * held / (channels[0].cost + fewer * heads[0].cost)

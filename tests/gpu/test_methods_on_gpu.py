@@ -33,9 +33,8 @@ SETTINGS = {  # that take other paths than the defaults
     "angular": {"token": "all"},
     "sleb": {"loss": "kl"},
 }
-SEARCHES = {
-    name: SPECS[name] for name in ("evopress", "tyr", "darwinlm", "puzzle", "laco-puzzle", "llm-streamline")
-}  # short
+SHORT = ("evopress", "tyr", "darwinlm", "puzzle", "laco-puzzle", "llm-streamline")  # by the settings of tiny models
+SEARCHES = {name: SPECS[name] for name in SHORT}
 IDS = torch.randint(3, 128, (8, 24), generator=torch.Generator().manual_seed(1))
 CALIBRATION = Calibration(IDS, torch.arange(24) < torch.tensor([24, 19] * 4)[:, None], memory=200_000)
 FAMILIES = {  # whose layers differ from Llama's

@@ -14,6 +14,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 import methods
 from bench.workshop import method_checks
 from methods.checkpoint import save_load
+from methods.checkpoint.pruned_config import cut, describe, make_empty
 from methods.checkpoint.transformers_compat import pad_layers
 from methods.decisions import prune
 from methods.errors import Unsupported
@@ -176,6 +177,21 @@ def test_mixers_whose_heads_depend_on_each_other_stay_whole_and_attentions_lose_
     assert [layer.state_numbers for layer in mixers] == [
         layer.state_numbers for layer in Decoder(tiny(family)).layers if layer.mixer is not None
     ]
+
+
+def test_a_folder_of_before_loads_whose_mixers_are_whole(ids, tmp_path):
+    """It says nothing of their heads, and of their output matrices no bias that they have."""
+    model = wide("nemotron_h")
+    expected, form = logits(model, ids), describe(model)
+    values = form.to_dict()
+    for facts in values["per_layer_config"].values():
+        del facts["mixer_heads"]
+        facts["attention_output_bias"] = False
+    shell = Decoder(make_empty(form.base()))
+    cut(shell, type(form).from_dict(values))
+    assert {layer.mixer_heads for layer in shell.layers} == {0, HEADS}
+    shell.model.load_state_dict(model.model.state_dict(), assign=True)
+    assert torch.equal(logits(shell, ids), expected)
 
 
 def test_heads_are_not_narrowed_beside_mixers():

@@ -24,7 +24,7 @@ from methods.search.darwinlm import COMPARED, TRAINED, DarwinLM, divergence_of, 
 from methods.search.tyr import Levels, make_supernet, state_of
 from methods.trials import evolution
 from methods.trials.blocks import Trial
-from methods.width.obs import KINDS, OBS
+from methods.width.obs import OBS
 
 RATIO = 0.3
 
@@ -32,7 +32,7 @@ RATIO = 0.3
 def started(family: str = "llama", ratio: float = RATIO, dtype: torch.dtype = torch.float32):
     """A model, the units that are left where all layers lose the same, and the matrices of all levels around them."""
     model = Decoder(tiny(family, layers=LAYERS).to(dtype))
-    structures, counts = structures_of(model, *KINDS), OBS().plan(model, ratio)["removed_per_layer"]
+    structures, counts = structures_of(model), OBS().plan(model, ratio)["removed_per_layer"]
     left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}
     levels = Levels.around(left, structures, 11, 10)
     return model, left, make_supernet(model, calibration(), levels, left, OBS(), prefix="dense")
@@ -45,7 +45,7 @@ def weights_of(model: Decoder) -> dict[str, torch.Tensor]:
 def test_a_candidate_is_the_model_that_obs_cuts_on_the_dense_prefix():
     model, left, supernet = started()
     candidate, pruned = make_candidate(model, supernet, state_of(left)), make_twin(model)
-    structures = structures_of(pruned, *KINDS)
+    structures = structures_of(pruned)
     to_cut = {(each.number, each.kind): each.size - left[each.number, each.kind] for each in structures}
     OBS().sweep(pruned, structures, {at: count for at, count in to_cut.items() if count}, calibration(), prefix="dense")
     ours, theirs = weights_of(candidate), weights_of(pruned)
@@ -134,7 +134,7 @@ def test_half_of_the_states_go_on_and_the_parent_joins_the_last_stage(monkeypatc
     search = Noted(how, model, calibration(), supernet, random.Random(0))
     search.notes = []
     parent = state_of(left)
-    levels = Levels.around(left, structures_of(model, *KINDS), 11, 10)
+    levels = Levels.around(left, structures_of(model), 11, 10)
     children = levels.children([parent], 16, 3, random.Random(1))
     place = {state: number for number, state in enumerate(children)}
     monkeypatch.setattr(Noted, "loss_of", staticmethod(lambda state: place.get(state, 99)))

@@ -22,7 +22,7 @@ from methods.search.tyr import Levels, Tyr, state_of, widths_of
 from methods.trials import evolution
 from methods.trials.blocks import Trial
 from methods.trials.evolution import Generations
-from methods.width.obs import KINDS, OBS, Problem
+from methods.width.obs import OBS, Problem
 
 TOKENS = calibration().ids.numel()
 RATIO = 0.3
@@ -31,14 +31,14 @@ RATIO = 0.3
 def started(ratio: float = RATIO, layers: int = LAYERS, **how: object):
     """A model, and what its structures have left where all layers lose the same, with the levels of the first round."""
     model, tyr = Decoder(tiny("llama", layers=layers)), Tyr(**how)
-    structures, counts = structures_of(model, *KINDS), OBS().plan(model, ratio)["removed_per_layer"]
+    structures, counts = structures_of(model), OBS().plan(model, ratio)["removed_per_layer"]
     left = {(each.number, each.kind): each.size - counts[each.kind] for each in structures}
     return model, tyr, left, tyr.around(left, structures, 0)
 
 
 def cut_by_obs(model: Decoder, left: dict) -> Decoder:
     pruned = make_twin(model)
-    structures = structures_of(pruned, *KINDS)
+    structures = structures_of(pruned)
     gone = {(each.number, each.kind): each.size - left[each.number, each.kind] for each in structures}
     OBS().sweep(pruned, structures, {at: count for at, count in gone.items() if count}, calibration())
     return pruned
@@ -47,7 +47,7 @@ def cut_by_obs(model: Decoder, left: dict) -> Decoder:
 def parameters_with(model: Decoder, left: dict) -> int:
     """Count the parameters of a model of whose structures so many units are left, whichever they are."""
     pruned = make_twin(model)
-    for each in structures_of(pruned, *KINDS):
+    for each in structures_of(pruned):
         each.drop(range(each.size - left[each.number, each.kind]))
     return parameters(pruned)
 
@@ -99,7 +99,7 @@ def test_matrices_of_one_factor_are_those_that_are_solved_for_one_by_one(kind):
 def test_swaps_keep_the_parameters_and_stay_among_the_levels():
     model, tyr, left, _ = started(levels=5)
     left |= {(l, "kv_heads"): 1 + l % 2 for l in range(LAYERS)}
-    levels = tyr.around(left, structures_of(model, *KINDS), 0)
+    levels = tyr.around(left, structures_of(model), 0)
     dense, generator, seen = parameters(model), random.Random(0), set()
     children = levels.children([state_of(left)], 40, 4, generator)
     assert len(set(children)) == 40
@@ -169,7 +169,7 @@ def test_the_model_is_cut_to_what_was_found_with_as_many_parameters_as_planned()
 def test_steps_are_halved_in_each_round_and_channels_stay_multiples():
     model, tyr, left, _ = started(multiple=3)
     left = {at: 30 if at[1] == "channels" else 2 for at in left}
-    structures = structures_of(model, *KINDS)
+    structures = structures_of(model)
     first, second = (tyr.around(left, structures, number).units for number in (0, 1))
     assert first[0, "channels"] == [6, 12, 18, 24, 30, 36, 42, 48]  # of 48
     assert second[0, "channels"] == [18, 21, 24, 27, 30, 33, 36, 39, 42]

@@ -15,7 +15,7 @@ from methods.errors import OutOfReach, Unsupported
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
-from methods.width.flap import FLAP, KINDS, Moments, ReleasedMoments, moments_of_inputs
+from methods.width.flap import FLAP, Moments, ReleasedMoments, moments_of_inputs
 
 FEWEST = 6  # of 48 channels
 
@@ -92,7 +92,7 @@ def test_the_released_variance_is_the_recurrence_of_the_authors_code():
 @pytest.mark.parametrize("memory", [1, 2**30])
 def test_the_released_variance_sees_sequences_without_their_padding(memory):
     model = Decoder(tiny("llama"))
-    structures = structures_of(model, *KINDS)
+    structures = structures_of(model)
     expected = seen(model)
     found = moments_of_inputs(model, calibration(filler=9, memory=memory), "released")
     for structure, (_, variance, _) in zip(structures, found, strict=True):
@@ -117,7 +117,7 @@ def test_the_released_variance_needs_two_sequences():
 def test_statistics_are_those_of_the_real_tokens(family, memory):
     model = Decoder(tiny(family))
     expected = seen(model)
-    structures = structures_of(model, *KINDS)
+    structures = structures_of(model)
     found = moments_of_inputs(model, calibration(filler=9, memory=memory), "pooled")
     assert len(found) == len(expected) == 2 * LAYERS
     for structure, (mean, variance, norm) in zip(structures, found, strict=True):
@@ -134,7 +134,7 @@ def test_statistics_are_those_of_the_real_tokens(family, memory):
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_scores_by_hand(family, metric, square):
     model = Decoder(tiny(family))
-    structures, expected = structures_of(model, *KINDS), by_hand(model, metric, square)
+    structures, expected = structures_of(model), by_hand(model, metric, square)
     tables = moments_of_inputs(model, calibration(), "pooled")
     for structure, moments in zip(structures, tables, strict=True):
         found = FLAP(metric=metric, attn_square=square).score(structure, moments)
@@ -190,7 +190,7 @@ def test_a_cut_is_a_mask_with_the_mean_response_added(family, structure, ids):
                 assert (writer(model, number, kind).bias is None) == (matrix.bias is None)
         expected, found = masked.model(ids).logits, model.model(ids).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-4 * float(expected.abs().max()))
-    costs = {(each.number, each.kind): each.cost for each in structures_of(masked, *KINDS)}
+    costs = {(each.number, each.kind): each.cost for each in structures_of(masked)}
     lost = sum(cost * len(decisions[f"removed_{kind}"][number]) for (number, kind), cost in costs.items())
     dense = sum(p.numel() for p in tiny(family).parameters())
     assert parameters(model) == decisions["parameters"] == dense - lost + new_biases
@@ -223,7 +223,7 @@ def test_widths_are_a_multiple_where_asked(structure, bias):
 def test_what_fluctuates_most_stays():
     """At the largest ratio one head and an eighth of the channels are left in each layer: those of highest z."""
     model, scores = Decoder(tiny("llama")), by_hand(Decoder(tiny("llama")))
-    reach = sum(int(FLAP().gains(structure)[1].sum()) for structure in structures_of(model, *KINDS)) / parameters(model)
+    reach = sum(int(FLAP().gains(structure)[1].sum()) for structure in structures_of(model)) / parameters(model)
     with pytest.raises(OutOfReach, match=f"one head and few channels left in each layer, {reach:.3f} of the"):
         FLAP().plan(model, reach + 1e-6)
     decisions = FLAP().prune(model, calibration(), reach)
@@ -247,7 +247,7 @@ def test_a_key_value_head_weighs_what_it_holds():
     )
     with torch.device("meta"):
         model = Decoder(AutoModelForCausalLM.from_config(config))
-    costs = {structure.kind: structure.cost for structure in structures_of(model, *KINDS)}
+    costs = {structure.kind: structure.cost for structure in structures_of(model)}
     assert costs == {"kv_heads": 294_912, "channels": 1_728}
     assert costs["kv_heads"] / costs["channels"] == pytest.approx(170.67, abs=0.01)
     assert FLAP().plan(model, 0.3) == {"budget": round(0.7 * parameters(model))}

@@ -16,7 +16,7 @@ from methods.model.decoder import Decoder
 from methods.model.gradients import compute_gradients
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
-from methods.width.grasprune import KINDS, Gates, GRASPrune, Projection, Training, make_step
+from methods.width.grasprune import Gates, GRASPrune, Projection, Training, make_step
 
 LENGTHS = (12, 9, 5, 12)
 
@@ -75,7 +75,7 @@ def test_ties_take_the_same_share_of_each_structure():
 def test_gradients_of_gates_are_finite_differences(family, gate):
     """In float64, of all gates in a random direction at once, and of single ones. Norms of Llamas are in float32."""
     model = Decoder(tiny(family, layers=2).double())
-    gates, of = Gates(structures_of(model, *KINDS), gate), torch.Generator().manual_seed(0)
+    gates, of = Gates(structures_of(model), gate), torch.Generator().manual_seed(0)
     ids = calibration().ids[:1]
     z = 0.5 + torch.rand(gates.count, generator=of, dtype=torch.float64)
     gates.z = [each.detach().double().requires_grad_() for each in gates.z]
@@ -104,7 +104,7 @@ def test_both_gates_mask_alike_and_only_that_of_the_output_has_the_slope_of_the_
     slopes, losses = {}, {}
     for gate in ("output", "kv"):
         model = Decoder(tiny("llama", layers=2).double())
-        gates = Gates(structures_of(model, *KINDS), gate)
+        gates = Gates(structures_of(model), gate)
         values = torch.ones(gates.count)
         values[0] = 0
         gates.set(values)
@@ -124,7 +124,7 @@ def test_a_folded_model_is_the_masked_and_scaled_one(family, gate, ids):
     """Biases of keys and values are scaled too."""
     masked, folded = Decoder(tiny(family, layers=3)), Decoder(tiny(family, layers=3))
     of = torch.Generator().manual_seed(1)
-    gates = Gates(structures_of(masked, *KINDS), gate)
+    gates = Gates(structures_of(masked), gate)
     mask = torch.rand(gates.count, generator=of) > 0.3
     for structure, part in zip(gates.structures, mask.split(gates.sizes), strict=True):
         part[: 1 if structure.kind == "kv_heads" else 4] = True
@@ -132,7 +132,7 @@ def test_a_folded_model_is_the_masked_and_scaled_one(family, gate, ids):
     gates.set(mask * gamma)
     with gates.multiplying(), torch.no_grad():
         expected = masked.model(ids, use_cache=False).logits
-    Gates(structures_of(folded, *KINDS), gate).fold(mask, gamma)
+    Gates(structures_of(folded), gate).fold(mask, gamma)
     with torch.no_grad():
         got = folded.model(ids, use_cache=False).logits
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
@@ -166,7 +166,7 @@ def test_the_budget_is_met_to_a_channel_and_never_exceeded(family):
     for ratio in (0.05, 0.2):
         model = Decoder(tiny(family))
         dense = parameters(model)
-        cost = min(structure.cost for structure in structures_of(model, *KINDS))
+        cost = min(structure.cost for structure in structures_of(model))
         decisions = GRASPrune(epochs=1, rescale=0).prune(model, calibration(), ratio)
         assert 0 <= (1 - ratio) * dense - parameters(model) < cost
         assert min(decisions["kv_heads"]) >= 1

@@ -12,7 +12,7 @@ from methods.model import gradients
 from methods.model.decoder import Decoder
 from methods.model.sizes import parameters
 from methods.model.structures import structures_of
-from methods.width.nirvana import KINDS, MULTIPLE, Nirvana, divide_into_pieces, scores_of_units
+from methods.width.nirvana import MULTIPLE, Nirvana, divide_into_pieces, scores_of_units
 
 LENGTHS = (24, 17, 23, 9)
 ROWS = [
@@ -49,7 +49,7 @@ def test_scores_are_those_of_one_backward_pass(tokens, at_once, model, monkeypat
     pieces = [row[at : at + tokens] for row in ROWS for at in range(0, len(row), tokens)]
     salience = saliences(model, pieces)
     scores = scores_of_units(model, CALIBRATION, 32, tokens)
-    for structure, score in zip(structures_of(model, *KINDS), scores, strict=True):
+    for structure, score in zip(structures_of(model), scores, strict=True):
         prefix = f"model.layers.{structure.number}."
         if structure.kind == "channels":
             wanted = salience[f"{prefix}mlp.down_proj.weight"].sum(0)
@@ -75,7 +75,7 @@ def test_the_first_pieces_are_read():
 
 @pytest.mark.parametrize("gamma", ["1", "2", "5"])
 def test_one_threshold_holds_for_a_kind_and_gamma_divides_the_heads(gamma, model):
-    structures = structures_of(model, *KINDS)
+    structures = structures_of(model)
     scores = scores_of_units(model, CALIBRATION, 32, 24)
     made = methods.make("nirvana", {"gamma": gamma})
     counts = made.counts(structures, scores, 0.4)
@@ -94,7 +94,7 @@ def test_one_threshold_holds_for_a_kind_and_gamma_divides_the_heads(gamma, model
 
 
 def test_the_best_units_of_those_below_the_threshold_stay(model):
-    structures = structures_of(model, *KINDS)
+    structures = structures_of(model)
     scores = scores_of_units(model, CALIBRATION, 32, 24)
     decided = Nirvana(sequences=32, tokens=24).prune(model, CALIBRATION, 0.3)
     for structure, score in zip(structures, scores, strict=True):
@@ -104,7 +104,7 @@ def test_the_best_units_of_those_below_the_threshold_stay(model):
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.2, 0.3])
 def test_the_ratio_is_met_within_eight_channels_and_a_head(ratio, model):
-    dense, sizes = parameters(model), {each.kind: each.cost for each in structures_of(model, *KINDS)}
+    dense, sizes = parameters(model), {each.kind: each.cost for each in structures_of(model)}
     decided = Nirvana().prune(model, CALIBRATION, ratio)
     missed = abs(parameters(model) - (1 - ratio) * dense)
     assert missed <= (MULTIPLE * sizes["channels"] + sizes["kv_heads"] if ratio else 0)
@@ -117,7 +117,7 @@ def test_the_ratio_is_met_within_eight_channels_and_a_head(ratio, model):
 
 def test_what_no_cut_reaches_is_refused_before_any_gradient(model):
     dense = parameters(model)
-    most = sum(each.cost * (each.size - (1 if each.kind == "kv_heads" else 8)) for each in structures_of(model, *KINDS))
+    most = sum(each.cost * (each.size - (1 if each.kind == "kv_heads" else 8)) for each in structures_of(model))
     assert Nirvana().plan(model, most / dense - 1e-9)
     with pytest.raises(OutOfReach, match="is out of reach"):
         Nirvana().plan(model, most / dense + 1e-6)
@@ -126,6 +126,6 @@ def test_what_no_cut_reaches_is_refused_before_any_gradient(model):
 def test_all_that_may_go_goes_at_most(model):
     """The largest ratio in reach leaves one head and eight channels in each layer."""
     dense = parameters(model)
-    most = sum(each.cost * (each.size - (1 if each.kind == "kv_heads" else 8)) for each in structures_of(model, *KINDS))
+    most = sum(each.cost * (each.size - (1 if each.kind == "kv_heads" else 8)) for each in structures_of(model))
     decided = Nirvana().prune(model, CALIBRATION, most / dense - 1e-9)
     assert (set(decided["kv_heads"]), set(decided["channels"])) == ({1}, {8})
