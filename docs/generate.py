@@ -15,7 +15,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from bench.records.quantities import list_quantities  # noqa: E402
 from bench.records.schema import FILES, schema_of_layout, sections_of_layout  # noqa: E402  # of this checkout, whatever is installed
 
 EXPLORED, SERVED = "grid", "served"  # of docs/results: the records of the explorer, and the models that engines served
-MEASURED = "drawn-windows"  # of docs/results: records of one protocol, and of one thread of two cores
+MEASURED = "grid"  # of docs/results
 ENDINGS = ("quantis", "optimis", "minimis", "maximis", "normalis", "initialis", "regularis", "summaris", "standardis")
 AMERICAN = {word: f"{word[:-1]}z" for word in (*ENDINGS, "tokenis", "factoris", "serialis", "penalis", "unrecognis")}
 AMERICAN |= {
@@ -259,22 +258,20 @@ def other_spellings(text: str) -> list[str]:
 def measured_costs() -> str:
     """Return what pruning took in the records of MEASURED, as bench/schedule/measured_costs.json has it.
 
-    `cpu` is that of most records, and of a method where it is another one.
+    Of the first draw on the default model at 0.2, by one thread.
     """
     lines = (ROOT / "docs" / "results" / MEASURED / "records.jsonl").read_text(encoding="utf-8").splitlines()
-    records = list(map(json.loads, lines))
-    ((usual, _),) = Counter(record["environment"]["cpu"] for record in records).most_common(1)
-    found: dict[str, dict[str, Any]] = {}
-    for record in sorted(records, key=lambda record: record["cell"]["method"]):
+    costs: dict[str, dict[str, float]] = {}
+    for record in sorted(map(json.loads, lines), key=lambda record: record["cell"]["method"]):
         cell, measured = record["cell"], record["measured"]
         plain = cell["label"] == cell["method"] and "+" not in cell["method"]  # no parameters, no compensation
-        if plain and (cell["ratio"], cell["seed"], record["status"]) == (0.2, 0, "ok"):
+        where = (cell["model"], cell["ratio"], cell["seed"], record["environment"]["threads"])
+        if plain and where == ("smollm2-135m", 0.2, 0, 1) and record["status"] == "ok":
             peak, seconds = measured["peak_memory"]["prune"]["anonymous_bytes"] / 2**30, measured["prune_seconds"]
             if seconds >= 0.1:  # those that look at nothing take none
-                found[cell["method"]] = {"seconds": round(seconds, 1), "gib": round(peak, 1)}
-                if (cpu := record["environment"]["cpu"]) != usual:
-                    found[cell["method"]]["cpu"] = cpu
-    return json.dumps({"records": f"docs/results/{MEASURED}", "cpu": usual, "methods": found}, indent=1) + "\n"
+                costs[cell["method"]] = {"seconds": round(seconds, 1), "gib": round(peak, 1)}
+    (cpu,) = {json.loads(line)["environment"]["cpu"] for line in lines}
+    return json.dumps({"records": f"docs/results/{MEASURED}", "cpu": cpu, "methods": costs}, indent=1) + "\n"
 
 
 def with_formats(guide: str) -> str:

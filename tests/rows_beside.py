@@ -1,91 +1,76 @@
-"""Rows of a study's table, made of records: perplexity and the bits of right answers, beside those of a method."""
+"""Figures of records for a study's table: perplexity and the bits of right answers, beside those of another record."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 
 from bench.records.run_folder import Merged
 from bench.regression import contrasts
 
-MODELS = ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
-SEEDS = (0, 1, 2, 6)  # of the calibration text
-Places = dict[tuple[str, float], dict[str, int]]
+MODELS = {"smollm2-135m": "SmolLM2", "gemma3-270m": "Gemma", "qwen2.5-coder-0.5b": "Qwen"}
+ANSWERS = "answers"  # where a text is named otherwise
 
 
-def places(run: Merged) -> Places:
-    """Return which records are of a model at a ratio, by method, the dense model's among them."""
-    found = Places()
-    dense = {one.cell.model: n for n, one in enumerate(run.records) if one.cell.label == "dense"}
-    for n, one in enumerate(run.records):
-        if one.cell.label != "dense":
-            its = found.setdefault((one.cell.model, one.cell.ratio), {"dense": dense[one.cell.model]})
-            its[one.cell.label] = n
-    return dict(sorted(found.items(), key=lambda each: (MODELS.index(each[0][0]), each[0][1])))
-
-
-def rows(run: Merged, base: str, labels: Collection[str]) -> list[str]:
-    """Return a row for each method, by model and ratio: its figures, and how they differ from those of `base`."""
-    records, lines = run.records, []
-    for (model, ratio), every in places(run).items():
-        at = {label: n for label, n in every.items() if label in labels}
-        for label in sorted(at, key=lambda each: records[at[each]].measured.text_scores["wiki"].perplexity):
-            words = []
-            for name in ("wiki", "c4", "answers"):
-                words.append(f"{figure(run, at[label], name):{'.3f' if name == 'answers' else '.1f'}}")
-                if label != base:
-                    words[-1] += f", {_beside(run, (at[base], at[label]), name)}"
-            lines.append(f"| {model} | {ratio if label != 'dense' else '-'} | `{label}` | {' | '.join(words)} |")
-    return lines
-
-
-def by_seed(
-    run_of: Callable[[int], Merged],
-    ratio: float,
-    labels: Sequence[str],
-    name: str,
-    *,
-    model: str = MODELS[0],
-    seeds: Sequence[int] = SEEDS,
-) -> list[str]:
-    """Return for each method its figures by some seeds, each beside that of the first method, and their mean.
-
-    run_of  gives the run that holds the cells of a seed
-    name    a text, whose perplexities are divided; or "answers", whose bits per byte are subtracted
-    """
-    lines = []
-    for label in labels:
-        words, figures = [], []
-        for seed in seeds:
-            run = run_of(seed)
-            cells = [(n, one.cell) for n, one in enumerate(run.records) if one.cell.model == model]
-            at = {cell.label: n for n, cell in cells if (cell.ratio, cell.seed) == (ratio, seed)}
-            figures.append(figure(run, at[label], name))
-            words.append(f"{figures[-1]:{'.3f' if name == 'answers' else '.1f'}}")
-            if label != labels[0]:
-                words[-1] += f", {_beside(run, (at[labels[0]], at[label]), name)}"
-        if name == "answers":
-            mean = f"{sum(figures) / len(seeds):.3f}"
-        else:
-            mean = f"{math.exp(sum(map(math.log, figures)) / len(seeds)):.1f}"
-        lines.append(f"| `{label}` | {' | '.join(words)} | {mean} |")
-    return lines
+def places(run: Merged, model: str, ratio: float, seed: int = 0) -> dict[str, int]:
+    """Return which records are of a model at a ratio by one draw, by label; the dense model's is among them."""
+    its = {}
+    for place, record in enumerate(run.records):
+        cell, of_dense = record.cell, record.cell.label == "dense"
+        if (cell.model, cell.seed) == (model, seed) and (of_dense or cell.ratio == ratio) and record.status == "ok":
+            its[cell.label] = place
+    return its
 
 
 def figure(run: Merged, place: int, name: str) -> float:
     """Return the perplexity of a record on a text, or the bits per byte of the right answers of all its tasks."""
     measured = run.records[place].measured
-    if name != "answers":
+    if name != ANSWERS:
         return float(measured.text_scores[name].perplexity)
     bits = [task.answer_bpb.value for task in measured.task_scores.values()]
     return float(sum(bits) / len(bits))
 
 
-def _beside(run: Merged, pair: tuple[int, int], name: str) -> str:
-    """Say how many times the perplexity of the first the second has, or how many bits more, with the 95 % interval."""
-    if name != "answers":
-        found = contrasts.contrast_of_perplexities(run.records, [pair], run.samples, name)[pair]
-        return f"{found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}]"
-    tasks = list(run.records[pair[0]].measured.task_scores)
-    found = contrasts.contrast_of_averages(run.records, [pair], run.samples, tasks, "answer_bpb", bounds=True)[pair]
-    return f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+def words_of_figure(value: float, name: str) -> str:
+    return f"{value:.3f}" if name == ANSWERS else f"{value:.1f}"
+
+
+def beside(run: Merged, pair: tuple[int, int], name: str) -> tuple[float, float, float]:
+    """Return times the perplexity of the first that the second has, or bits that it has more; the 95 % interval."""
+    if name != ANSWERS:
+        contrast = contrasts.contrast_of_perplexities(run.records, [pair], run.samples, name)[pair]
+    else:
+        tasks = list(run.records[pair[0]].measured.task_scores)
+        every = contrasts.contrast_of_averages(run.records, [pair], run.samples, tasks, "answer_bpb", bounds=True)
+        contrast = every[pair]
+    return float(contrast.estimate), float(contrast.low), float(contrast.high)
+
+
+def words_beside(run: Merged, pair: tuple[int, int], name: str) -> str:
+    """Write what `beside` returns, as the tables of studies do."""
+    estimate, low, high = beside(run, pair, name)
+    if name == ANSWERS:
+        return f"{estimate:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def rows_by_seed(
+    run: Merged, place: tuple[str, float], labels: Sequence[str], name: str, seeds: Sequence[int]
+) -> list[str]:
+    """Return for each method its figures by some draws, each beside that of the first method, and their mean.
+
+    place  a model, and a ratio
+    name   a text, whose perplexities are divided; or ANSWERS, whose bits per byte are subtracted
+    """
+    lines = []
+    for label in labels:
+        words, figures = [], []
+        for seed in seeds:
+            at = places(run, *place, seed)
+            figures.append(figure(run, at[label], name))
+            words.append(words_of_figure(figures[-1], name))
+            if label != labels[0]:
+                words[-1] += f", {words_beside(run, (at[labels[0]], at[label]), name)}"
+        mean = sum(figures) / len(seeds) if name == ANSWERS else math.exp(sum(map(math.log, figures)) / len(seeds))
+        lines.append(f"| `{label}` | {' | '.join(words)} | {words_of_figure(mean, name)} |")
+    return lines

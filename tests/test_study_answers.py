@@ -239,39 +239,6 @@ def test_what_is_said_of_lacos_settings():
     assert f"not shown to differ from `shortgpt` ({late} and {curves['0.3']})" in page
 
 
-def test_what_is_said_of_laco_ls():
-    page = text("docs/studies/laco-ls.md")
-    said = {
-        (one["label"], one["measure"], one["requested_ratio"]): one
-        for one in report("laco-ls", view="by-ratio", reference="laco-ls")
-    }
-    labels = {label for label, *_ in said} - {"dense"}
-    assert len(labels) == 6
-
-    def times(label, measure, ratio):
-        return float(said[label, measure, ratio]["value"]) / float(said["laco-ls", measure, ratio]["value"])
-
-    for measure in ("perplexity_wiki", "perplexity_c4"):
-        for ratio in ("0.2", "0.3"):
-            others = sorted(labels - {"laco-ls"}, key=lambda label: times(label, measure, ratio))
-            assert others[0] == "sleb" and times("sleb", measure, ratio) > 1
-    below = [100 * (1 - 1 / times("sleb", "perplexity_wiki", ratio)) for ratio in ("0.2", "0.3")]
-    assert "it is {:.0f} to {:.0f} % below the next, `sleb`".format(*below) in page
-    assert all(said["sleb", "perplexity_wiki", ratio]["shown"].endswith("†") for ratio in ("0.2", "0.3"))
-    assert [said["sleb", "perplexity_c4", ratio]["shown"].endswith("†") for ratio in ("0.2", "0.3")] == [True, False]
-    run = run_folder.load_runs([ROOT / "docs/results/laco-ls"])
-    at = {(one.cell.label, one.cell.ratio): n for n, one in enumerate(run.records)}
-    pair = at["laco-ls", 0.3], at["sleb", 0.3]
-    found = contrasts.contrast_of_perplexities(run.records, [pair], run.samples, "c4")[pair]
-    assert f"`sleb` has {found.estimate:.2f} [{found.low:.2f}, {found.high:.2f}] times its perplexity" in page
-    averages = {label: said[label, "average", "0.2"] for label in {*labels, "dense"} - {"laco-ls"}}
-    assert {label for label, one in averages.items() if one["shown"].endswith("†")} == {"dense"}
-    assert times("shortgpt", "average", "0.2") > 1
-    rows = [row for table in tables(page) if table[0][0] == "ratio" for row in table[1:]]
-    by_steps = {(ratio, seed): cells for ratio, seed, *cells in rows}
-    assert f"By draw 2 it has {by_steps['0.2', '2'][4].partition(' ')[0]} times the perplexity of steps alone" in page
-
-
 def test_what_is_said_of_departures():
     page = text("docs/studies/departures.md")
     by_head = {table[0][0]: table[1:] for table in tables(page)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
+import pytest
 from pages import measure, report, tables, text
 from tested_run import load_run
 
@@ -13,6 +15,7 @@ from bench.records.measured import ANSWER_BPB
 RUN, PAGE = "grid", "docs/studies/all-methods.md"
 WIKI, C4 = "perplexity_wiki", "perplexity_c4"
 FIRST, LOWEST = "laco-puzzle", "llm-streamline"  # by bits, by perplexity
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 REFITTED = ("flap", "llm-pruner", "2ssp", "minitron-width")
 
 
@@ -43,7 +46,7 @@ def test_the_table_is_what_the_records_say():
         for line in report(RUN, view="by-ratio", model="smollm2-135m")
         if line["requested_ratio"].startswith("0.2")
     }
-    (table,) = [table for table in tables(text(PAGE)) if table[0][0] == "method"]
+    table, _ = [table for table in tables(text(PAGE)) if table[0][0] == "method"]
     (_, *heads), *lines = table
     assert [measure(head) for head in heads] == [WIKI, C4, ANSWER_BPB, "average"]
     assert [method for method, *_ in lines] == ["dense", *load_run(RUN).order(0.2, WIKI)]
@@ -91,6 +94,78 @@ def test_what_is_said_of_the_other_ratios_is_what_the_records_say():
     assert f"`{LOWEST}` has the lowest perplexity at 0.2, and one of {perplexity:.0f} at 0.3." in page
 
 
+MODELS = {"smollm2-135m": "SmolLM2", "gemma3-270m": "Gemma", "qwen2.5-coder-0.5b": "Qwen"}
+
+
+@cache
+def changes(column: str) -> dict[tuple[str, str], dict[str, str]]:
+    """Return by model and method what the view of several models prints at 0.2, of methods that each model has."""
+    lines = [line for line in report(RUN, view="models") if line["table"] == f"models-{column}-0.2-of-the-decoder"]
+    on_all = {line["label"] for line in lines if line["measure"] == "mean" and line["value"]}
+    heads = {f"change_{model}": model for model in MODELS}
+    return {
+        (heads[line["measure"]], line["label"]): line
+        for line in lines
+        if line["measure"] in heads and line["label"] in on_all
+    }
+
+
+def measured_models() -> dict[str, str]:
+    """Return the names of the models that the grid has so far, and what the page calls them."""
+    return {model: name for model, name in MODELS.items() if any(model == one for one, _ in changes(WIKI))}
+
+
+def rows_of_models() -> list[str]:
+    """Return the lines of the table of several models: perplexity, then bits; the fewest bits on average come first."""
+    methods = list(dict.fromkeys(method for _, method in changes(ANSWER_BPB)))
+    lines = []
+    for method in methods:
+        cells = [
+            changes(column)[model, method]["shown"] for column in (WIKI, ANSWER_BPB) for model in measured_models()
+        ]
+        lines.append(f"| `{method}` | {' | '.join(cells)} |")
+    return lines
+
+
+def agreements(measure: str) -> list[float]:
+    """Return Kendall's tau of the orders of each two models at 0.2, by a measure as the view calls it."""
+    lines = [line for line in report(RUN, view="models") if line["table"] == "models-orders-models"]
+    return [
+        float(line["value"])
+        for line in lines
+        if line["label"] == f"measure={measure}" and line["measure"] == "tau_0.2 of the decoder"
+    ]
+
+
+def test_the_table_of_models_is_what_the_records_say():
+    heads = [f"{name}, {words}" for words in ("`wiki`", "bits") for name in measured_models().values()]
+    head = [f"| method | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
+    assert len(rows_of_models()) >= 9
+    assert "\n".join([*head, *rows_of_models()]) in text(PAGE)
+
+
+def times(model: str, method: str) -> str:
+    return f"{float(changes(WIKI)[model, method]['value']):.3g}"
+
+
+def sentences_on_models() -> list[str]:
+    """Return what the page says of other models and the records decide."""
+    gemma = load_run(RUN, "gemma3-270m")
+    front = [FIRST, *gemma.unshown(0.2, FIRST, ANSWER_BPB)]
+    assert gemma.order(0.2, ANSWER_BPB)[0] == FIRST
+    assert sorted(gemma.order(0.2, WIKI)[:3]) == sorted(front)
+    assert all({*front} - {label} <= {*gemma.unshown(0.2, label, WIKI)} for label in front)
+    (bits,), (perplexity,) = agreements("bpb"), agreements("ppl wiki")
+    flap, trained = ([times(model, method) for model in measured_models()] for method in ("flap", LOWEST))
+    return [
+        f"On Gemma `{FIRST}` has the fewest bits of {NUMBERS[len(gemma.order(0.2, WIKI))]} methods, from which "
+        f"{names(front[1:])} are not told apart.",
+        f"Kendall's τ of both models' orders is {bits:.2f} by bits, and {perplexity:.2f} by perplexity.",
+        f"`flap` has {flap[1]} times the dense perplexity there, in place of {flap[0]} times.",
+        f"`{LOWEST}` has {trained[1]} times it, in place of {trained[0]}.",
+    ]
+
+
 def test_what_was_not_measured_is_named():
     """Of the methods of the spec: each has a row at 0.2, or is said to have none."""
     (row,) = [line for line in text(PAGE).splitlines() if line.startswith("| Left out |")]
@@ -100,9 +175,10 @@ def test_what_was_not_measured_is_named():
     )
 
 
-def test_what_is_said_is_what_the_records_say():
+@pytest.mark.parametrize("sentences_of_records", [sentences, sentences_on_models])
+def test_what_is_said_is_what_the_records_say(sentences_of_records):
     page = " ".join(text(PAGE).replace("**", "").split())
-    assert [sentence for sentence in sentences() if sentence not in page] == []
+    assert [sentence for sentence in sentences_of_records() if sentence not in page] == []
 
 
 def test_the_readme_has_the_same_figures():
@@ -110,6 +186,10 @@ def test_the_readme_has_the_same_figures():
     every = len(run.order(0.2, WIKI))
     average, pairs = run.pairs_shown(0.2, "average")
     assert f"It has the fewest `bpb` of {every} methods on SmolLM2, each other shown behind it." in page
+    gemma = load_run(RUN, "gemma3-270m")
+    assert f"On Gemma {names(gemma.unshown(0.2, FIRST, ANSWER_BPB))} are not told apart from it." in page
+    assert float(changes(WIKI)["gemma3-270m", LOWEST]["value"]) > 4  # times the dense model's
+    assert "which fails on Gemma" in page
     assert f"By perplexity {names(run.unshown(0.2, LOWEST, WIKI))} are not told apart from `{LOWEST}`" in page
     assert f"Its perplexity is {value('flap', WIKI):.1f} in place of {value(FIRST, WIKI):.1f}." in page
     assert f"`drop-random` has a perplexity of {value('drop-random', WIKI):,.0f} at 0.2." in page

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import cache
 from pathlib import Path
 
@@ -14,11 +15,10 @@ from reports.tables.rows import ReportData
 from reports.tables.table import Table
 from reports.tables.views import build_view
 
-RUN, ALL, PAGE = ROOT / "docs/results/task-signal", ROOT / "docs/results/all-models", "docs/studies/tasks.md"
+RUN, ALL, PAGE = ROOT / "docs/results/task-signal", ROOT / "docs/results/grid", "docs/studies/tasks.md"
 TASKS = ("hellaswag", "piqa", "winogrande", "arc_easy", "openbookqa")
 MODELS = {"SmolLM2-135M-Instruct": "smollm2-135m", "Gemma-3-270M": "gemma3-270m",
           "Qwen2.5-Coder-0.5B-Instruct": "qwen2.5-coder-0.5b"}  # fmt: skip
-RATIOS = (0.1, 0.2, 0.3)
 
 
 @cache
@@ -82,26 +82,6 @@ def rows_of_figures() -> list[str]:
     return [f"| {' | '.join([figure, *cells])} |" for figure, cells in found.items()]
 
 
-def table_of(model: str, ratio: float) -> Table:
-    (found,) = (
-        one for one in tables(ALL) if one.model == model and one.name.startswith(f"signal-{ratio:g}-of-the-decoder")
-    )
-    return found
-
-
-def rows_of_models() -> list[str]:
-    """Return the lines of the table of three models: agreement of halves, and the documents that are needed."""
-    lines = []
-    for model, name in MODELS.items():
-        for ratio in RATIOS:
-            table = table_of(model, ratio)
-            tau, needed = column(table, "agreement"), column(table, "needed")
-            words = [f"{needed[one]:,.0f}" if needed[one] < 1e6 else "-" for one in ("average", "bpb")]
-            cells = [f"{tau['average']:.2f}", f"{tau['bpb']:.2f}", *words]
-            lines.append(f"| `{name}` | {ratio:g} | {' | '.join(cells)} |")
-    return lines
-
-
 def test_every_table_stands_in_the_page():
     page = text(PAGE)
     assert list(of_five()) == list(MODELS.values())
@@ -148,17 +128,17 @@ def test_what_is_said_of_pairs():
 
 
 def test_what_is_said_of_all_methods():
-    page = text(PAGE)
-    found = [[float(cell) for cell in row.split(" | ")[2:4]] for row in rows_of_models()]
-    for at, words in enumerate(("by {:.2f} to {:.2f} in average accuracy", "In bits they agree by {:.2f} to {:.2f}.")):
-        values = [one[at] for one in found]
+    """Of each model and ratio of the grid, by two halves of the documents."""
+    page, smallest = text(PAGE), 9
+    figures = {(table.model, table.name): column(table, "agreement") for table in tables(ALL)}
+    for name, words in (
+        ("average", "by {:.2f} to {:.2f} in average accuracy"),
+        ("bpb", "In bits they agree by {:.2f} to {:.2f}."),
+    ):
+        values = [one[name] for one in figures.values()]
         assert words.format(min(values), max(values)) in page
-    records = [record for record in run_folder.load_runs([ALL]).records if record.cell.method != "dense"]
-    of = {
-        model: {record.cell.method for record in records if (record.cell.model, record.status) == (model, "ok")}
-        for model in MODELS.values()
-    }
-    assert [len(methods) for methods in of.values()] == [21, 20, 21]
-    assert of["smollm2-135m"] - of["gemma3-270m"] == {"slicegpt"}
-    assert "of 21 methods (20 on Gemma) at three ratios" in page
+    titles = [re.search(r"(\d+) methods", table.title) for table in tables(ALL)]
+    counts = sorted(int(title[1]) for title in titles if title)
+    assert len(counts) == len(figures) == 4 and counts[0] == smallest
+    assert f"**It holds for {smallest} to {counts[-1]} methods of the grid" in page
     assert all("a draw of 50 documents of each task" in " ".join(one.footnotes) for one in tables(ALL))

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 MEASURED = Path(__file__).parents[1] / "schedule" / "measured_costs.json"  # written by docs/generate.py
 CONDITIONS = (
-    "SmolLM2-135M in bfloat16, 0.2 of the decoder, 16 x 256 tokens of calibration, one run. It had one core of two of "
-    "an {cpu} with AMX where no other is named; the other core was mostly at work. The memory is that of the process "
-    "in no file, with the model. A method without such a line was not measured so"
+    "SmolLM2-135M in float32, 0.2 of the decoder, 64 x 256 tokens of calibration, one run. It had one core of two of "
+    "an {cpu}, which other work shared. The memory is that of the process in no file, with the model. A method without "
+    "such a line was not measured so"
 )
 WHAT = ("methods", "models", "families", "tasks", "texts", "profiles", "specs", "formats")
 
@@ -62,8 +62,8 @@ def _methods(verbose: bool) -> list[str]:
         lines += [f"{card.name:<{wide}}{card.summary}", f"{'':<{wide}}looks at {card.needs}{cost}{without}"]
         if card.name in took:
             cost_here = took[card.name]
-            spent, on = f"{cost_here['seconds']:,.5g} s and {cost_here['gib']:g} GiB", cost_here.get("cpu", "")
-            lines.append(f"{'':<{wide}}took {spent} to prune the default model{f' on an {on}' if on else ''}*")
+            spent = f"{cost_here['seconds']:,.5g} s and {cost_here['gib']:g} GiB"
+            lines.append(f"{'':<{wide}}took {spent} to prune the default model*")
         lines += [f"{'':<{wide}}{line}" for line in _paper(card)]
         if verbose:
             lines += [f"    {name} = {default:<12}{meaning}" for name, default, meaning in card.parameters]

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.records import run_folder, served
 from bench.records.run_folder import Merged
+from bench.records.selection import EVERY, Selection
 from bench.regression.contrasts import contrast_of_averages, contrast_of_perplexities
 from methods.files import write_atomically
 from reports.figures import catalogue, curves, intervals, pareto
@@ -50,11 +51,10 @@ def with_message(figure: Figure, message: str) -> Figure:
     return replace(figure, title=message, description=f"{figure.title}. {figure.description}", draw=draw)
 
 
-def of_report(*runs: str, name: str, message: str, labels: Sequence[str] = ()) -> Figure:
-    """Return a figure that the report of some runs has, by its name; of some methods only, where they are named."""
-    merged = load(*runs)
-    records = [one for one in merged.records if not labels or one.cell.label in ("dense", *labels)]
-    every = catalogue.figures_of_report(records, merged.samples)
+def of_report(run: str, *, name: str, message: str, selection: Selection = EVERY) -> Figure:
+    """Return a figure that the report of a run has, by its name, of what is selected."""
+    merged = run_folder.load_runs([RESULTS / run], selection)
+    every = catalogue.figures_of_report(merged.records, merged.samples)
     (figure,) = (one for one in every if one.name == name)
     return with_message(figure, message)
 
@@ -157,17 +157,17 @@ def departures() -> Figure:
 
 
 def laco_puzzle() -> Figure:
-    merged, panels = load("drawn-windows", "later-methods"), []
+    merged, panels = load("grid"), []
     for model, name in NAMES.items():
         at, rows = places(merged, model, 0.2), []
-        for label in BESIDE_LACO_PUZZLE:
+        for label in (label for label in BESIDE_LACO_PUZZLE if label in at):
             pair = at["laco-puzzle"], at[label]
             tasks = list(merged.records[pair[0]].measured.task_scores)
             found = contrast_of_averages(
                 merged.records, [pair], merged.samples, tasks, "answer_bpb", bounds=True
             )[pair]  # fmt: skip
             rows.append(IntervalRow(label, label, found.estimate, found.low, found.high))
-        panels.append(IntervalPanel(name, tuple(rows)))
+        panels += [IntervalPanel(name, tuple(rows))] if rows else []  # a model that the grid has not come to
     message = "At 0.2 no method is shown to have fewer bits than laco-puzzle"
     x = "bits per byte of the right answers, more than laco-puzzle has"
     return of_intervals("laco-puzzle", message, panels, x, (-0.05, 0.3), equal=0.0)
@@ -192,8 +192,12 @@ def all_methods() -> Figure:
 
 MOST_BITS = 0.23  # more than laco-puzzle has, of a method that is drawn
 BESIDE_LACO_PUZZLE = (
-    *("laco-ls", "llm-streamline", "puzzle+refit", "2ssp+refit", "evopress"),
-    *("tyr", "obs", "puzzle", "2ssp", "svd-llm"),
+    *("laco-ls", "puzzle+refit", "2ssp+refit", "llm-pruner+refit", "flap+refit"),
+    *("llm-streamline", "2ssp", "obs", "sleb", "shortgpt"),
+)
+LAYERS = (
+    *("laco-ls", "llm-streamline", "angular", "sleb", "shortened-llama", "magnitude", "shortgpt"),
+    *("laco", "laco-published"),
 )
 PAIRS = {
     "flap:variance=released": "flap",
@@ -225,8 +229,8 @@ FIGURES: dict[str, Callable[[], Figure]] = {
         of_report, "smollm2-135m-healed", name="healing-0.2",
         message="LoRA gives back most of what the pruned model lost"),
     "laco-ls": partial(
-        of_report, "laco-ls", name="perplexity-wiki-by-method",
-        message="By perplexity laco-ls loses least of six methods that remove layers"),
+        of_report, "grid", name="perplexity-wiki-by-method", selection=Selection(LAYERS, models=["smollm2-135m"]),
+        message="Of nine methods that remove layers laco-ls is first or second at each ratio"),
     "laco-puzzle": laco_puzzle,
     "ratio-curves": partial(
         of_report, "ratio-curves", name="perplexity-wiki-by-ratio",

@@ -30,7 +30,7 @@ Cost. A forward for the states between all layers, of all tokens, which are held
 the run, and for each pass a forward and a backward pass of one layer. Memory holds its weights in float32, their
 gradients, two moments and the best ones so far.
 
-Measured. docs/studies/models.md has it beside `laco-ls` by three calibration seeds.
+Measured. docs/studies/all-methods.md has it beside all others, on more than one model.
 """
 
 from __future__ import annotations

@@ -84,9 +84,9 @@ def test_a_figure_is_drawn_as_an_svg_that_holds_no_markup_of_a_name(report, tmp_
 
 
 def test_a_folder_is_reported_with_its_samples_as_the_command_line_does(capsys):
-    run = RESULTS / "laco-ls"
-    assert main(["report", str(run), "--format", "html", "--reference", "laco-ls"]) == 0
-    assert bench.report(run).table(reference="laco-ls")._repr_html_() == capsys.readouterr().out
+    run = RESULTS / "inherit"
+    assert main(["report", str(run), "--format", "html", "--reference", "laco"]) == 0
+    assert bench.report(run).table(reference="laco")._repr_html_() == capsys.readouterr().out
     assert bench.report(str(run))._repr_html_().endswith(bench.report(run).table()._repr_html_())
 
 

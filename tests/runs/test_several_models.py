@@ -128,21 +128,21 @@ def test_the_gate_refuses_a_run_of_several_models(base, models, tmp_path, capsys
     assert re.search(r"has several cells .*, of tiny-\w+ and tiny-\w+; name one as", refused(capsys, accept))
 
 
-def test_the_spec_asks_for_every_method_on_every_model(monkeypatch):
+def test_the_spec_has_the_same_cells_on_every_model(monkeypatch):
     monkeypatch.setattr(texts, "check_text", lambda text, **_: None)
     monkeypatch.setattr(pretrained, "check", lambda model, trust: None)
     monkeypatch.setattr(
         pretrained, "make_shell", lambda model, trust: tiny("llama", layers=30, max_position_embeddings=2048)
     )
-    spec = run_spec.load_spec("all-models", {"tasks": "none", "device": "cpu"})
+    spec = run_spec.load_spec("grid", {"tasks": "none", "device": "cpu"})
     cells = validate.cells_of_spec(spec)
     assert spec.models == ("smollm2-135m", "gemma3-270m", "qwen2.5-coder-0.5b")
     for model in spec.models:
         own = [cell for cell in cells if cell.model == model]
         assert [cell.method for cell in own].count("dense") == 1
-        assert len({(cell.method, cell.ratio) for cell in own}) == 1 + 21 * 3
+        assert len({(cell.label, cell.ratio) for cell in own}) == 1 + (len(spec.methods) - 1) * 3
         assert {cell.ratio_of for cell in own if cell.ratio} == {"decoder"}
-    assert str(len(cells) - 3) in run_spec.shipped_specs()["all-models"]
+    assert f", {len(cells) - len(spec.models)} cells" in run_spec.shipped_specs()["grid"]
 
 
 def test_models_of_the_same_weights_and_other_settings_share_no_statistics(tmp_path):
