@@ -17,7 +17,7 @@ from bench.export.hub import _is_replaced
 from bench.records.run_folder import read_records
 from bench.runs.saving import IN_MEMORY, RELOADED
 
-KEY = "flap--0.2--d81eab43"
+KEY = "flap--0.2--2abec26d"
 EXACT = {"exact_match,strict-match": {"value": 0.25123, "stderr": 0.01}}
 GSM8K = {"main": "exact_match,strict-match", "metrics": EXACT, "version": 3.0, "fewshot": 5}
 GSM8K |= {"documents": 1319, "available": 1319}
@@ -26,7 +26,7 @@ FILES = {"gsm8k": "gsm8k/gsm8k.yaml", "gpqa_diamond_zeroshot": "gpqa/zeroshot/gp
 
 @pytest.fixture(scope="module")
 def record():
-    return read_records(ROOT / "docs/results/smollm2-135m")[KEY]
+    return read_records(ROOT / "docs/results/grid")[KEY]
 
 
 def with_task(record, **changes):

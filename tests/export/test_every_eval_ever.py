@@ -22,8 +22,8 @@ from bench.export.every_eval_ever import content_of_record, name_of_record, path
 from bench.records.run_folder import read_records
 from methods.errors import UserError
 
-RUN = ROOT / "docs/results/smollm2-135m"
-KEY = "flap--0.2--d81eab43"
+RUN = ROOT / "docs/results/grid"
+KEY = "flap--0.2--2abec26d"
 CHECKER = "every-eval-ever==0.3.0"
 
 

@@ -14,8 +14,8 @@ from bench.export.write import results_of_record
 from bench.records.run_folder import load_run
 from methods.errors import UserError
 
-RUN = ROOT / "docs/results/smollm2-135m"
-ASKED = ["export", str(RUN), "flap--0.2--d81eab43", "--lm-eval-json", "--to"]
+RUN = ROOT / "docs/results/grid"
+ASKED = ["export", str(RUN), "flap--0.2--2abec26d", "--lm-eval-json", "--to"]
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from bench.records import comparability, run_folder
 from bench.records.comparability import BY_PLACE, CONDITIONS, FIGURES, GATE
 from bench.records.record import Record, record_from_plain
 
-STUDY = Path(__file__).parents[2] / "docs/results/smollm2-135m"
+STUDY = Path(__file__).parents[2] / "docs/results/latency"
 
 
 @pytest.fixture(scope="module")
 def record():
-    return run_folder.find_cell(STUDY, "laco--0.2")[1]
+    return run_folder.find_cell(STUDY, "flap--latency-0.8")[1]
 
 
 PLAIN = {  # of places that hold no single value
