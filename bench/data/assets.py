@@ -307,7 +307,9 @@ MODELS = {
 }
 TEXTS = {
     "wiki": Offer("Wikipedia", "2,349 English Wikipedia articles, 2.1 MB", "text", "wiki.utf8"),
-    "c4": Offer("C4", "113 pages of the Colossal Clean Crawled Corpus, 0.3 MB", "text", "c4.utf8"),
+    "c4": Offer(
+        "C4", "113 web pages, seven of them menus and lists that C4 itself would leave out, 0.3 MB", "text", "c4.utf8"
+    ),
     "code": Offer("Code", "56 programs and pages on programming in many languages, 0.2 MB", "text", "code.utf8"),
     "technical": Offer("Technical", "13 articles, licences and answers, 0.2 MB", "text", "technical.utf8"),
     "multilingual": Offer(

@@ -1,6 +1,7 @@
 """Token blocks: every token once, no document on both sides, the same block every time."""
 
 import math
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from byte_tokens import byte_tokenizer
+from pages import text as read_page
 
 from bench.data import assets, texts
 from bench.data import texts as hub_texts
@@ -103,6 +105,20 @@ def test_the_known_texts_begin_as_they_should():
     assert {text: len(texts._documents(text)) for text in assets.TEXTS} == counts
     for text, count in counts.items():
         assert f"{count:,} " in assets.TEXTS[text].description
+
+
+@pytest.mark.default_model
+def test_what_is_said_of_the_pages_of_c4():
+    """Menus and lists have fewer than two ends of sentences in 100 words; C4 keeps lines that end as sentences do."""
+    pages = list(dict.fromkeys(page for page in assets.read_text("c4") if page.strip()))
+    ends = [100 * len(re.findall(r"[.!?][\"')\]]?(?=\s|$)", page)) / len(page.split()) for page in pages]
+    lists = [page for page, share in zip(pages, ends, strict=True) if share < 2]
+    words = [sum(len(page.split()) for page in each) for each in (lists, pages)]
+    guide = read_page("docs/reference/inputs.md")
+    assert (len(pages), len(lists)) == (113, 7)
+    assert "of 113 web pages. Seven of them are menus and lists, one in Chinese" in guide
+    assert f"with {100 * words[0] / words[1]:.0f} % of the words" in guide
+    assert "113 web pages, seven of them menus and lists" in assets.TEXTS["c4"].description
 
 
 @pytest.mark.default_model
