@@ -266,6 +266,47 @@ def test_two_methods_a_card_the_matrix_and_a_hostile_name(address, chromium):
 
 
 @needs_chromium
+def test_each_model_has_a_column_of_the_measure(chromium, tmp_path, capsys):
+    """Figures, how many times the dense model's they are, and what is not shown to be worse, as each model's table."""
+    run = ROOT / "docs/results/grid"
+    assert main(["site", str(run), "--methods", "laco-ls,2ssp,flap,slicegpt", "--out", str(tmp_path)]) == 0
+    address = (tmp_path / "index.html").as_uri()
+    choice = "#by=answer_bpb&amount=0.2+of+the+decoder"
+    with opened(chromium) as view:
+        view.goto(address + choice)
+        heads = view.locator("#models-table thead th").all_inner_texts()[1:]
+        lines = view.locator("#models-table tbody tr").all()
+        rows = {line.locator("th").inner_text(): line.locator("td").all_inner_texts() for line in lines}
+        green = {line.locator("th").inner_text(): line.locator("td.best").count() for line in lines}
+        dense = [float(figure) for figure in rows["dense"]]
+        assert len(heads) == len(dense) >= 2
+        assert len(rows) == len(lines) and {"laco-ls", "2ssp", "flap"} < rows.keys()
+        for label, cells in rows.items():
+            for cell, whole in zip(cells, dense, strict=True):
+                figure, _, times = cell.partition(" ")
+                assert (
+                    label == "dense"
+                    or cell == "-"
+                    or float(times.rstrip("×")) == pytest.approx(float(figure) / whole, rel=0.01)
+                )
+        assert green["laco-ls"] == len(heads) > green["flap"]
+        for place, head in enumerate(heads):
+            view.locator("#models-table thead button", has_text=head).click()
+            assert view.locator("#model").input_value() == head
+            table = {
+                line.locator(".name").inner_text(): line.locator("td").first.inner_text().split()[0]
+                for line in view.locator("#table tbody tr:not(:has(.failure))").all()
+            }
+            assert {label: cells[place].split()[0] for label, cells in rows.items() if cells[place] != "-"} == {
+                label: figure for label, figure in table.items() if label in rows
+            }
+        view.goto(f"{address}#amount=0.1+of+the+decoder")
+        view.reload()
+        assert not view.locator("#models").is_visible()  # which only one model has
+        assert view.complaints == []
+
+
+@needs_chromium
 def test_the_theme_follows_the_system_and_the_button_and_is_kept(address, chromium):
     def paper(view: Any) -> str:
         return str(view.evaluate("getComputedStyle(document.body).backgroundColor"))

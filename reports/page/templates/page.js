@@ -248,6 +248,27 @@ function saved() {
   link.click();
 }
 
+/* Every model: the measure at the chosen amount, in a column for each setup that has it. */
+const besideDense = (each, row, column) => {
+  const dense = each.rows.find((other) => other.method === "dense"), own = value(row, column.name), its = dense ? value(dense, column.name) : null;
+  return column.kind !== "quality" || column.better !== "lower" || !its || own === null || row === dense ? null : make("small", {}, ` ${(own / its).toPrecision(3)}×`);
+};
+function drawModels() {
+  const column = measure(), name = amount().name;
+  const columns = data.setups.map((each) => [each, each.amounts.find((other) => other.name === name)]).filter(([, each]) => each && has(column.name, each.rows));
+  byId("models").hidden = columns.length < 2;
+  if (byId("models").hidden) return;
+  const rowOn = (each, label) => each.rows.find((row) => row.label === label && value(row, column.name) !== null);
+  const rows = sorted(amount().rows, column).filter((row) => isChosen(row) && columns.filter(([, each]) => rowOn(each, row.label)).length > 1);
+  byId("models-table").tHead.replaceChildren(make("tr", {}, make("th", { scope: "col" }, "method"), ...columns.map(([each]) => make("th", { scope: "col" }, make("button", { type: "button", title: "look at this model", onclick: () => choose({ model: each.name }) }, each.name)))));
+  byId("models-table").tBodies[0].replaceChildren(...rows.map((row) => make("tr", { class: row.method === "dense" ? "dense" : null }, make("th", { scope: "row" }, make("span", { class: "name" }, dot(row), row.label)), ...columns.map(([, each]) => {
+    const own = rowOn(each, row.label), tie = each.ties[column.name];
+    if (!own) return make("td", {}, "-");
+    return make("td", { class: tie && tie.best.includes(each.rows.indexOf(own)) ? "best" : null }, text(own, column.name), besideDense(each, own, column));
+  }))));
+  byId("models-note").textContent = `${column.title} at ${name}, in the order of ${setup().name}, of methods that two models have. ×: times the dense model's. Green: not shown to be worse than the first of that model.`;
+}
+
 /* Two methods */
 const WORDS = { ">": "first", "<": "second", "=": "not shown", ".": "not tested" };
 function drawPair() {
@@ -374,7 +395,7 @@ function draw() {
   fill("columns", [["overview", "overview"], ...offered.map((kind) => [kind, kind]), ["all", "all"]], state.columns || "overview");
   fillFamilies();
   byId("answer").textContent = measure() ? answer() : "No cell has a figure.";
-  if (measure()) { drawTable(); drawPair(); drawCard(); drawFront(); }
+  if (measure()) { drawTable(); drawModels(); drawPair(); drawCard(); drawFront(); }
   drawNotes();
 }
 /* Keeps the focus on what was used, since parts of the page are made anew. */
