@@ -112,7 +112,7 @@ def test_pages_can_be_read_and_ask_nothing_of_other_hosts(site, address, width, 
             view.goto(address + path, wait_until="load")
             if path == EXPLORER:
                 assert view.locator("header a").get_attribute("href") == "index.html"
-                assert view.locator("#model option").count() == 4  # two models in memory, one of them in two engines
+                assert view.locator("#model option").count() == 5  # three models in memory, one of them in two engines
             if path == "methods/laco.html":
                 view.locator("div.equation .katex").first.wait_for(state="attached", timeout=60_000)
                 assert view.evaluate(DRAW_EACH, list(tex_of_all_methods(site))) > 30

@@ -137,8 +137,8 @@ def test_what_is_said_of_all_methods():
     ):
         values = [one[name] for one in figures.values()]
         assert words.format(min(values), max(values)) in page
-    titles = [re.search(r"(\d+) methods", table.title) for table in tables(ALL)]
+    titles = [re.search(r"(\d+)\s+methods", table.title) for table in tables(ALL)]
     counts = sorted(int(title[1]) for title in titles if title)
-    assert len(counts) == len(figures) == 4 and counts[0] == smallest
+    assert len(counts) == len(figures) == 5 and counts[0] == smallest
     assert f"**It holds for {smallest} to {counts[-1]} methods of the grid" in page
     assert all("a draw of 50 documents of each task" in " ".join(one.footnotes) for one in tables(ALL))
