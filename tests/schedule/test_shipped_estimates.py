@@ -1,14 +1,14 @@
 """Estimates of all shipped cells beside what they took: `python tests/schedule/test_shipped_estimates.py` prints them.
 
-The rate of a run's machine is the one that perplexity had there. Other work ran beside most of these cells, so that
-shares are held, and no cell alone.
+The rate of a run's machine is the one that perplexity had there, since other work ran beside most of these cells: a run
+may have had half of the rate of another on the same machine. Shares are held, and no cell alone.
 """
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -132,7 +132,21 @@ def compare(*, by_records: bool) -> list[Compared]:
                 if seconds and took.get(stage, 0.0) > SHORT:  # no seconds: its parameters have gone since
                     name = f"prune {cell.method.partition('+')[0]}" if stage == "prune" else stage
                     compared.append(Compared(run, cell.model, cell.label, name, seconds, took[stage]))
-    return compared
+    return without_load(compared) if by_records else compared
+
+
+def without_load(compared: list[Compared]) -> list[Compared]:
+    """Return the stages, but for perplexity, with what they would take by records at the rate that perplexity had."""
+    loads = defaultdict(list)
+    for each in compared:
+        if each.stage == "perplexity":
+            loads[each.run, each.model].append(each.factor)
+    return [
+        each
+        if each.stage == "perplexity" or (each.run, each.model) not in loads
+        else replace(each, estimated=each.estimated / median(loads[each.run, each.model]))
+        for each in compared
+    ]
 
 
 def by_stage(compared: list[Compared]) -> dict[str, list[float]]:
@@ -155,7 +169,7 @@ def test_the_median_estimate_of_every_stage_and_of_every_methods_pruning_is_with
 
 def test_most_estimates_are_within_a_factor_of_two_of_what_the_cell_took():
     """Most are, although the machines were busy: {stage: share without records, share by records of other runs}."""
-    least = {"perplexity": (0.95, 0.85), "tasks": (0.9, 0.8), "speed": (0.95, 0.9), "prune": (0.85, 0.8)}
+    least = {"perplexity": (0.95, 0.85), "tasks": (0.9, 0.9), "speed": (0.95, 0.9), "prune": (0.85, 0.8)}
     for number in (0, 1):
         compared = compare(by_records=bool(number))
         for stage, shares in least.items():
