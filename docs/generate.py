@@ -29,8 +29,7 @@ from method_pages import escaped  # noqa: E402
 from bench.records.quantities import list_quantities  # noqa: E402
 from bench.records.schema import FILES, schema_of_layout, sections_of_layout  # noqa: E402  # of this checkout, whatever is installed
 
-EXPLORED, SERVED = "grid", "served"  # of docs/results: the records of the explorer, and the models that engines served
-MEASURED = "grid"  # of docs/results
+GRID, SERVED = "grid", "served"  # of docs/results: all methods, and the models that engines served
 ENDINGS = ("quantis", "optimis", "minimis", "maximis", "normalis", "initialis", "regularis", "summaris", "standardis")
 AMERICAN = {word: f"{word[:-1]}z" for word in (*ENDINGS, "tokenis", "factoris", "serialis", "penalis", "unrecognis")}
 AMERICAN |= {
@@ -217,7 +216,7 @@ def _explorer() -> str:
     from methods.cards import needs_of_methods
     from reports.page.page import render_page
 
-    grid = run_folder.load_runs([ROOT / "docs" / "results" / EXPLORED])
+    grid = run_folder.load_runs([ROOT / "docs" / "results" / GRID])
     models = served.load(ROOT / "docs" / "results" / SERVED)
     words: dict[str, Any] = {"needs": needs_of_methods(), "remarks": grid.notes, "home": "index.html"}
     return render_page(grid.records, samples=grid.samples, served=models, **words)
@@ -256,11 +255,11 @@ def other_spellings(text: str) -> list[str]:
 
 
 def measured_costs() -> str:
-    """Return what pruning took in the records of MEASURED, as bench/schedule/measured_costs.json has it.
+    """Return what pruning took in the records of GRID, as bench/schedule/measured_costs.json has it.
 
     Of the first draw on the default model at 0.2, by one thread.
     """
-    lines = (ROOT / "docs" / "results" / MEASURED / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "docs" / "results" / GRID / "records.jsonl").read_text(encoding="utf-8").splitlines()
     costs: dict[str, dict[str, float]] = {}
     for record in sorted(map(json.loads, lines), key=lambda record: record["cell"]["method"]):
         cell, measured = record["cell"], record["measured"]
@@ -271,7 +270,7 @@ def measured_costs() -> str:
             if seconds >= 0.1:  # those that look at nothing take none
                 costs[cell["method"]] = {"seconds": round(seconds, 1), "gib": round(peak, 1)}
     (cpu,) = {json.loads(line)["environment"]["cpu"] for line in lines}
-    return json.dumps({"records": f"docs/results/{MEASURED}", "cpu": cpu, "methods": costs}, indent=1) + "\n"
+    return json.dumps({"records": f"docs/results/{GRID}", "cpu": cpu, "methods": costs}, indent=1) + "\n"
 
 
 def with_formats(guide: str) -> str:

@@ -7,6 +7,7 @@ from functools import cache
 
 import pytest
 from pages import measure, report, tables, text
+from rows_beside import MODELS
 from tested_run import load_run
 
 from bench.plan import run_spec
@@ -94,9 +95,6 @@ def test_what_is_said_of_the_other_ratios_is_what_the_records_say():
     assert f"`{LOWEST}` has the lowest perplexity at 0.2, and one of {perplexity:.0f} at 0.3." in page
 
 
-MODELS = {"smollm2-135m": "SmolLM2", "gemma3-270m": "Gemma", "qwen2.5-coder-0.5b": "Qwen"}
-
-
 @cache
 def changes(column: str) -> dict[tuple[str, str], dict[str, str]]:
     """Return by model and method what the view of several models prints at 0.2, of methods that each model has."""
@@ -110,19 +108,12 @@ def changes(column: str) -> dict[tuple[str, str], dict[str, str]]:
     }
 
 
-def measured_models() -> dict[str, str]:
-    """Return the names of the models that the grid has so far, and what the page calls them."""
-    return {model: name for model, name in MODELS.items() if any(model == one for one, _ in changes(WIKI))}
-
-
 def rows_of_models() -> list[str]:
     """Return the lines of the table of several models: perplexity, then bits; the fewest bits on average come first."""
     methods = list(dict.fromkeys(method for _, method in changes(ANSWER_BPB)))
     lines = []
     for method in methods:
-        cells = [
-            changes(column)[model, method]["shown"] for column in (WIKI, ANSWER_BPB) for model in measured_models()
-        ]
+        cells = [changes(column)[model, method]["shown"] for column in (WIKI, ANSWER_BPB) for model in MODELS]
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
     return lines
 
@@ -138,7 +129,7 @@ def agreements(measure: str) -> list[float]:
 
 
 def test_the_table_of_models_is_what_the_records_say():
-    heads = [f"{name}, {words}" for words in ("`wiki`", "bits") for name in measured_models().values()]
+    heads = [f"{name}, {words}" for words in ("`wiki`", "bits") for name in MODELS.values()]
     head = [f"| method | {' | '.join(heads)} |", "| --- " * (1 + len(heads)) + "|"]
     assert len(rows_of_models()) >= 9
     assert "\n".join([*head, *rows_of_models()]) in text(PAGE)

@@ -167,7 +167,7 @@ def laco_puzzle() -> Figure:
                 merged.records, [pair], merged.samples, tasks, "answer_bpb", bounds=True
             )[pair]  # fmt: skip
             rows.append(IntervalRow(label, label, found.estimate, found.low, found.high))
-        panels += [IntervalPanel(name, tuple(rows))] if rows else []  # a model that the grid has not come to
+        panels.append(IntervalPanel(name, tuple(rows)))
     message = "At 0.2 no method is shown to have fewer bits than laco-puzzle"
     x = "bits per byte of the right answers, more than laco-puzzle has"
     return of_intervals("laco-puzzle", message, panels, x, (-0.05, 0.3), equal=0.0)
