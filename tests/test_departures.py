@@ -13,7 +13,6 @@ from bench.records import run_folder
 
 RESULTS = DOCS / "results"
 RUNS = ("departures", "departures-seeds")
-TWENTY = "smollm2-135m"
 
 
 def page() -> dict[str, list[list[str]]]:
@@ -25,15 +24,15 @@ def page() -> dict[str, list[list[str]]]:
 
 
 def decisions(method: str) -> dict[float, dict]:
-    """Return what a method of the twenty decided, by its ratio."""
-    found = run_folder.read_records(RESULTS / TWENTY).values()
+    """Return what a method decided, by its ratio."""
+    found = run_folder.read_records(RESULTS / "departures").values()
     return {one.cell.ratio: one.decisions for one in found if one.cell.label == method}
 
 
 def windows() -> dict[tuple[str, float, int], tuple[list[float], list[float]]]:
     """Return the nats and tokens of each window of wiki by label, ratio and seed."""
     found = {}
-    for run in (TWENTY, *RUNS):
+    for run in RUNS:
         records = run_folder.read_records(RESULTS / run)
         for key, rows in run_folder.samples(RESULTS / run, "perplexity-wiki").groupby("cell"):
             cell = records[key].cell

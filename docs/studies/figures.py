@@ -143,7 +143,7 @@ def tasks() -> Figure:
 
 
 def departures() -> Figure:
-    merged, rows = load("smollm2-135m", "departures"), []
+    merged, rows = load("departures"), []
     at = places(merged, "smollm2-135m", 0.2)
     for label, base in PAIRS.items():
         pair = at[base], at[label]
