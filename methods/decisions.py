@@ -7,9 +7,10 @@ Layers have their numbers in the model that the method was given, 0 to L - 1, al
     removed_layers                         whole layers: numbers, rising
     removed_attention, removed_mlp         layers that have lost this part alone: numbers, rising
     removed_kv_heads, removed_mixer_heads, L lists, one for each layer, also for one that is gone: numbers of the units
-    removed_channels, removed_experts      that went, rising, by the numbers that they had at first
+    removed_channels, removed_experts,     that went, rising, by the numbers that they had at first
+    removed_state_channels
     kv_heads, mixer_heads, channels,       L counts, how many are left; 0 of a layer or part that is gone
-    experts
+    experts, state_channels
     removal_order, free_removals           texts, the first removal first; how many of them another ratio may begin with
 
 A method that gives one of the `removed_` keys gives every one for which something went. A key that is missing means
@@ -35,7 +36,7 @@ from methods.model.sizes import parameters
 from methods.model.structures import cut
 
 WHOLE = ("removed_layers", "removed_attention", "removed_mlp")
-UNITS = ("kv_heads", "mixer_heads", "channels", "experts")
+UNITS = ("kv_heads", "mixer_heads", "channels", "state_channels", "experts")
 WHERE = "docs/guides/add-method.md says what `prune` answers"
 
 
@@ -179,6 +180,7 @@ def _units(layer: Layer) -> dict[str, int]:
         "kv_heads": layer.kv_heads,
         "mixer_heads": layer.mixer_heads,
         "channels": channels,
+        "state_channels": layer.state_channels,
         "experts": experts,
     }
 

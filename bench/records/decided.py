@@ -140,12 +140,16 @@ class WhatWent(FitsDone):
     removed_channels: tuple[tuple[Count, ...], ...] | None = declare_optional_field(
         "of each layer, numbers of the MLP channels that went"
     )
+    removed_state_channels: tuple[tuple[Count, ...], ...] | None = declare_optional_field(
+        "of each layer, numbers of the channels that went of the state of its mixer"
+    )
     removed_experts: tuple[tuple[Count, ...], ...] | None = declare_optional_field(
         "of each layer, numbers of the experts that went; none of a single MLP"
     )
     kv_heads: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left")
     mixer_heads: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left")
     channels: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left")
+    state_channels: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left")
     experts: tuple[Count, ...] | None = declare_optional_field("of each layer, how many are left; 0 of a single MLP")
     d: Count | None = declare_optional_field("residual width that is left")
     width: Positive | None = declare_optional_field("residual width of the dense model")

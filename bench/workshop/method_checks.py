@@ -37,7 +37,7 @@ from methods.model.decoder import Decoder, positions_behind_cache
 from methods.model.layer import copy_module
 from methods.model.layer_store import LayerStore
 from methods.model.sizes import layer_parameters, parameters
-from methods.model.structures import AXIS, HEADS, Structure, cut, structures_of
+from methods.model.structures import AXIS, HEADS, Structure, cut, rows_of_states, structures_of
 
 FAMILIES = {  # and what each tries that the others do not
     "llama": "grouped queries, a tied head",
@@ -160,9 +160,10 @@ def largest_step_of(dense: Decoder, decisions: Mapping[str, Any]) -> int:
     for kind in HEADS:
         if any(decisions.get(f"removed_{kind}", ())):
             steps += [structure.cost for structure in structures_of(dense, kind)[:1]]
-    if any(decisions.get("removed_channels", ())):
-        structures = structures_of(dense, "channels")
-        steps.append(len(structures) * structures[0].cost)
+    for kind in ("channels", "state_channels"):
+        if any(decisions.get(f"removed_{kind}", ())):
+            structures = structures_of(dense, kind)
+            steps.append(len(structures) * structures[0].cost)
     return max(steps, default=layer_parameters(layer))
 
 
@@ -180,8 +181,17 @@ def silence_removed(model: Decoder, decisions: Mapping[str, Any]) -> None:
         for kind in AXIS:
             units = decisions.get(f"removed_{kind}", [[]] * len(model.layers))[number]
             if units and not whole:
-                structure = Structure(number, kind, layer)
-                structure.writer.weight[:, structure.parts[-1].index[units].flatten()] = 0
+                _silence(Structure(number, kind, layer), units)
+
+
+def _silence(structure: Structure, units: Sequence[int]) -> None:
+    """Zero these units: their columns of the output matrix, or what a convolution gives of channels of a state."""
+    if structure.kind != "state_channels":
+        structure.writer.weight[:, structure.parts[-1].index[units].flatten()] = 0
+        return
+    for part in rows_of_states(structure.layer):
+        for name in part.names:
+            getattr(part.holder, name)[part.index[units].flatten()] = 0
 
 
 def _zero(matrices: Any) -> None:

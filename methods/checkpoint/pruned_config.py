@@ -5,7 +5,7 @@ are left of each layer. A model that is built from it has the base's own class, 
 that methods use. Importing this file makes such folders load through the Auto classes of transformers.
 
     per_layer_config    {layer: {num_attention_heads, num_key_value_heads, intermediate_size (0 of a mixture),
-                                 mixer_heads     where a mixer stands for the attention and can lose some
+                                 mixer_heads, state_channels     of a mixer in the attention's place that can lose some
                                  attention_output_bias, mlp_output_bias    whether the output matrix has a bias
                                  skip       ["attention"] or ["mlp"] where one has been removed
                                  ranks      {matrix: rank} of those that are two factors, (rank, in) and (out, rank)
@@ -65,10 +65,11 @@ from methods.model.inserted import (
     write_in_basis,
 )
 from methods.model.layer import Layer
-from methods.model.structures import keep_channels, keep_kv_groups, keep_mixer_heads
+from methods.model.structures import keep_channels, keep_kv_groups, keep_mixer_heads, keep_state_channels
 from methods.ranges import read_numbers, read_ranges, write_ranges
 
 STAND_INS: dict[str, type[FewRows | FewColumns]] = {"rows": FewRows, "columns": FewColumns}
+OF_MIXERS = {"mixer_heads": keep_mixer_heads, "state_channels": keep_state_channels}
 SHARED = ("vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings")  # shown beside the base's own
 
 
@@ -124,8 +125,10 @@ def describe(model: Decoder) -> PrunedConfig:
     layers, maps = [_facts(layer) for layer in model.layers], maps_of(model)
     if any(maps):
         layers = [facts | {"maps": places} for facts, places in zip(layers, maps, strict=True)]
-    if any(layer.mixer_heads for layer in model.layers):
-        layers = [facts | {"mixer_heads": each.mixer_heads} for facts, each in zip(layers, model.layers, strict=True)]
+    for name in OF_MIXERS:
+        counts = [getattr(layer, name) for layer in model.layers]
+        if any(counts):
+            layers = [facts | {name: count} for facts, count in zip(layers, counts, strict=True)]
     ranks = [ranks_of(layer.named_matrices()) for layer in model.layers]
     if any(ranks):
         layers = [facts | {"ranks": of_layer} for facts, of_layer in zip(layers, ranks, strict=True)]
@@ -228,7 +231,7 @@ def _cut_heads(layer: Layer, facts: Any, number: int) -> None:
         layer.remove_attention()
     elif layer.has_heads:
         _cut_attention(layer, facts, number)
-    elif layer.mixer_heads:
+    elif layer.mixer_heads or layer.state_channels:
         _cut_mixer(layer, facts, number)
 
 
@@ -248,13 +251,15 @@ def _cut_attention(layer: Layer, facts: Any, number: int) -> None:
 
 
 def _cut_mixer(layer: Layer, facts: Any, number: int) -> None:
-    heads = getattr(facts, "mixer_heads", None)
-    if heads is None:  # in folders of before, whose mixers are whole
-        return
-    _within("mixer_heads", heads, layer.mixer_heads, number)
-    if heads != layer.mixer_heads:
-        keep_mixer_heads(layer, range(heads))
-    _set_bias(layer.out, facts.attention_output_bias)
+    for name, keep in OF_MIXERS.items():
+        count, whole = getattr(facts, name, None), getattr(layer, name)
+        if count is None or not whole:  # in folders of before mixers are whole
+            continue
+        _within(name, count, whole, number)
+        if count != whole:
+            keep(layer, range(count))
+        if name == "mixer_heads":
+            _set_bias(layer.out, facts.attention_output_bias)
 
 
 def _factor(layer: Layer, ranks: dict[str, int], number: int) -> None:
@@ -364,7 +369,7 @@ def make_empty(config: PreTrainedConfig) -> Any:
 def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
     """Return the model's configuration with G key/value heads and I channels in every layer. Raises Uneven.
 
-    Where all mixers have as many heads, it has as many of these, too.
+    Where all mixers have as many heads, or channels of their state, it has as many of these, too.
     I is None where no layer has a single MLP; those of experts are never cut.
     """
     layers, whole = model.layers, model.whole_config
@@ -374,10 +379,12 @@ def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
         sizes["num_key_value_heads"] = G
     if hasattr(config, "head_dim") or G * layers[0].group != config.num_attention_heads:
         sizes["head_dim"] = layers[0].head_width
-    mixers = {layer.mixer_heads for layer in layers} - {0}
+    mixers, channels = ({getattr(layer, name) for layer in layers} - {0} for name in OF_MIXERS)
     if model.family.mixer is not None and len(mixers) == 1:
         (heads,), names = mixers, model.family.mixer.counts
         sizes |= {names[0]: heads, names[1]: heads * getattr(config, names[1]) // getattr(config, names[0])}
+    if model.family.mixer is not None and len(channels) == 1:
+        (sizes[model.family.mixer.channels],) = channels
     switches = {
         "attention_bias": any(layer.has_heads and layer.out.bias is not None for layer in layers),
         "mlp_bias": any(has_one_mlp(layer) and layer.down.bias is not None for layer in layers),

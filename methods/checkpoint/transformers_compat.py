@@ -26,6 +26,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from methods.checkpoint.pruned_config import (
+    OF_MIXERS,
     PrunedConfig,
     Uneven,
     auto_class_of,
@@ -68,9 +69,10 @@ def config_of_uniform(model: Decoder, form: PrunedConfig) -> PreTrainedConfig:
         sizes = sorted({getattr(form.per_layer_config[number], width) for number in numbers})
         if len(sizes) > 1:
             raise Uneven(f"{width} differs from layer to layer, from {sizes[0]} to {sizes[-1]}")
-    mixers = sorted({layer.mixer_heads for layer in model.layers} - {0})
-    if len(mixers) > 1:
-        raise Uneven(f"mixer_heads differs from layer to layer, from {mixers[0]} to {mixers[-1]}")
+    for name in OF_MIXERS:
+        mixers = sorted({getattr(layer, name) for layer in model.layers} - {0})
+        if len(mixers) > 1:
+            raise Uneven(f"{name} differs from layer to layer, from {mixers[0]} to {mixers[-1]}")
     I = next((form.per_layer_config[number].intermediate_size for number in single), None)
     return stock_config_of(model, form.per_layer_config[with_heads[0]].num_key_value_heads, I)
 
@@ -256,8 +258,9 @@ def pad_layers(model: Decoder, ids: Tensor) -> tuple[Decoder, float]:
         raise Uneven(f"{reason_for_own_code(form)}, which zeros do not undo")
     if any(layer.experts is not None for layer in model.layers):
         raise Uneven("a mixture of experts is not filled up with zeros")
-    if len({layer.mixer_heads for layer in model.layers} - {0}) > 1:
-        raise Uneven("the heads of its mixers differ from layer to layer, and a mixer is not filled up with zeros")
+    for name in OF_MIXERS:
+        if len({getattr(layer, name) for layer in model.layers} - {0}) > 1:
+            raise Uneven(f"{name} differs from layer to layer, and a mixer is not filled up with zeros")
     layers, whole = model.layers, model.whole_config
     base = Decoder(make_empty(type(whole).from_dict(whole.to_dict())))
     G, most = max(layer.kv_heads for layer in layers), max(layer.kv_heads for layer in base.layers)

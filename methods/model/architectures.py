@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, get_args
 
-Axis = Literal["heads", "channels", "experts", "layers", "residual"]
+Axis = Literal["heads", "channels", "states", "experts", "layers", "residual"]
 AXES: tuple[Axis, ...] = get_args(Axis)
 LISTS = ("layer_types", "no_rope_layers")  # lists of a configuration with an entry for each layer
 
@@ -55,7 +55,8 @@ def _projects_for_experts(config: Any, attention: Any) -> bool:
 class Uncut:
     """Says why models of a family cannot be cut along an axis.
 
-    axis     heads (key/value heads with their query heads), channels (of the MLP), experts, layers, or residual
+    axis     heads (key/value heads with their query heads), channels (of the MLP), states (channels of the state of a
+             mixer), experts, layers, or residual
     because  a clause behind "cannot be cut: "
     models   which of the family's models, for a reader; "" for all
     of       says whether a model is one of them, by its configuration and one of its attentions: a function with a name
@@ -121,6 +122,7 @@ class Mixer:
     rows: tuple[tuple[str, tuple[str, ...]], ...] = ()  # of matrices, see below
     rows_beside: tuple[tuple[str, tuple[str, ...]], ...] = ()  # of the convolution, the norm and `own`
     counts: tuple[str, str] = ("", "")  # what the configuration calls the key heads and the value heads
+    channels: str = ""  # what it calls the width of a key, where its channels can go; "" where they cannot
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,8 @@ class Family:
         """Say whether none of its models can be cut along an axis."""
         if axis == "head widths":
             return self.never("heads") or (self.mixer is not None and not self.mixer.beside)
+        if axis == "states":
+            return self.mixer is None or not self.mixer.channels
         without = axis == "experts" and self.mixture is None
         return without or any(uncut.axis == axis and not uncut.models for uncut in self.uncut)
 
@@ -190,7 +194,7 @@ DELTA_NET = Mixer(
     state=("num_v_heads", "head_k_dim", "head_v_dim"),
     own=("A_log", "dt_bias"),
     macs=3,  # S k, the update by beta (v - S k) k^T, and S q
-    heads=("num_k_heads", "num_v_heads", "key_dim", "value_dim", "conv_dim"),
+    heads=("num_k_heads", "num_v_heads", "key_dim", "value_dim"),
     rows=(("in_proj_qkv", ("k", "k", "v")), ("in_proj_z", ("v",)), ("in_proj_b", ("h",)), ("in_proj_a", ("h",))),
     rows_beside=(("conv1d", ("k", "k", "v")), ("A_log", ("h",)), ("dt_bias", ("h",))),
     counts=("linear_num_key_heads", "linear_num_value_heads"),
@@ -203,6 +207,15 @@ MAMBA2 = Mixer(
     own=("A_log", "D", "dt_bias"),
     macs=2,  # the update by dt x B^T, and S C
     whole="one norm is over all of them",
+    heads=("n_groups", "num_heads", "intermediate_size"),
+    rows=(("in_proj", ("v", "v", "k", "k", "h")),),  # z, x, B, C, dt
+    rows_beside=(
+        ("conv1d", ("v", "k", "k")),
+        ("norm", ("v",)),  # over each group alone
+        *((name, ("h",)) for name in ("A_log", "D", "dt_bias")),
+    ),
+    counts=("mamba_n_groups", "mamba_n_heads"),
+    channels="mamba_d_state",
 )
 
 MIXTURE = Mixture()
@@ -327,7 +340,13 @@ FAMILIES = {
         factors=("attn_out_multiplier", "feed_forward.down_multiplier"),
         scales_mlp=True,
         entry="attention_in_multiplier",
-        mixer=replace(MAMBA2, beside=True, factor="ssm_out_multiplier", whole="those of the attention beside go alone"),
+        mixer=replace(
+            MAMBA2,
+            beside=True,
+            factor="ssm_out_multiplier",
+            whole="each layer has multipliers for as many as the configuration counts, set anew where a model loads",
+            channels="",  # for the same reason
+        ),
         uncut=(MIXED_RESIDUAL,),
     ),
     "granitemoehybrid": replace(
@@ -371,14 +390,8 @@ FAMILIES = {
             out="mixer.out_proj",
             kind="linear_attention",
             whole="",
-            heads=("n_groups", "num_heads", "intermediate_size", "conv_dim"),
-            rows=(("in_proj", ("v", "v", "k", "k", "h")),),  # z, x, B, C, dt
-            rows_beside=(
-                ("conv1d", ("v", "k", "k")),
-                ("norm", ("v",)),  # over each group alone
-                *((name, ("h",)) for name in MAMBA2.own),
-            ),
             counts=("n_groups", "mamba_num_heads"),
+            channels="ssm_state_size",
         ),
         mixture=replace(
             MIXTURE,

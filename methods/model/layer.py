@@ -306,6 +306,13 @@ class Layer:
         return int(getattr(self.attn, self.mixer_alone.heads[0]))
 
     @property
+    def state_channels(self) -> int:
+        """Return N, how many channels the state of the mixer in the attention's place has that can go; 0 for none."""
+        if self.mixer_alone is None or not self.mixer_alone.channels or not self.has_attention:
+            return 0
+        return int(getattr(self.attn, self.mixer_alone.state[1]))
+
+    @property
     def heads(self) -> int:
         """Return how many heads of its attention, or of the mixer in its place, there are that can go."""
         return self.kv_heads or self.mixer_heads
@@ -348,8 +355,20 @@ class Layer:
         before = self.mixer_heads
         for name in self.mixer_alone.heads:
             setattr(self.attn, name, getattr(self.attn, name) * count // before)
-        conv: Any = getattr(self.attn, self.mixer_alone.conv)
-        conv.in_channels = conv.out_channels = conv.groups = len(conv.weight)
+        self._count_channels(self.mixer_alone)
+
+    def set_state_channels(self, count: int) -> None:
+        """Set the sizes of the mixer in the attention's place to those of a state of `count` channels."""
+        if self.mixer_alone is None:
+            raise ValueError("the layer has no mixer in the place of its attention")
+        setattr(self.attn, self.mixer_alone.state[1], count)
+        self._count_channels(self.mixer_alone)
+
+    def _count_channels(self, mixer: Mixer) -> None:
+        """Set the sizes of the mixer's convolution to those of its weight."""
+        holder: Any = self.attn
+        conv: Any = getattr(holder, mixer.conv)
+        conv.in_channels = conv.out_channels = conv.groups = holder.conv_dim = len(conv.weight)
 
     @property
     def device(self) -> torch.device:

@@ -1,8 +1,9 @@
-"""Cuts a model: whole layers and sublayers, key/value heads with their query heads, heads of mixers, channels, experts.
+"""Cuts a model: layers, sublayers, key/value heads with their query heads, channels, experts, heads and states of mixers.
 
 Rows of the matrices that read the residual belong together with columns of the one that writes it. A unit is removed
 from all of them at once, with the biases of removed rows. So its removal equals zeroing its columns of the output
-matrix. Fused matrices are cut block by block and stay fused.
+matrix. Fused matrices are cut block by block and stay fused. A channel of a mixer's state is rows alone: those of B and
+C of Mamba-2, in all groups. Its removal equals zeroing those of C behind the convolution.
 
 Letters: D = residual width, I = MLP width, G = key/value heads, R = query heads for each of them, E = head width.
 """
@@ -29,7 +30,12 @@ if TYPE_CHECKING:
 
 HEADS = ("kv_heads", "mixer_heads")  # of the attention of a layer, or of the mixer that stands in its place
 HEADS_AND_CHANNELS = (*HEADS, "channels")
-AXIS: dict[str, Axis] = {"kv_heads": "heads", "mixer_heads": "heads", "channels": "channels"}
+AXIS: dict[str, Axis] = {
+    "kv_heads": "heads",
+    "mixer_heads": "heads",
+    "channels": "channels",
+    "state_channels": "states",
+}
 PARTS = ("layer", "attention", "mlp")  # that are removed whole
 
 
@@ -71,10 +77,10 @@ class RowSlice:
         return self.index.shape[1] * sum(tensor[0].numel() for tensor in tensors)
 
     def keep(self, units: Sequence[int]) -> None:
-        """Keep these units and remove the others."""
-        rows = self.index[list(units)].flatten().sort().values
+        """Keep these units and remove the others; rows that belong to none stay."""
         for name in self.names:
-            setattr(self.holder, name, _pick(getattr(self.holder, name), 0, rows))
+            tensor = getattr(self.holder, name)
+            setattr(self.holder, name, _pick(tensor, 0, _rest(len(tensor), [_rows_lost(self.index, units)])))
 
 
 def slices_of_attention(layer: Layer) -> list[MatrixSlice]:
@@ -85,13 +91,16 @@ def slices_of_attention(layer: Layer) -> list[MatrixSlice]:
     G, R, E = layer.kv_heads, layer.group, layer.head_width
     sizes = (G * R * E * (2 if layer.family.gated_heads else 1), G * E, G * E)
     if layer.family.interleaved:
-        rows = list(torch.arange(G * 3 * E).view(G, 3, E).unbind(1))
+        rows = list(torch.arange(G * 3 * E, device="cpu").view(G, 3, E).unbind(1))
     else:
         starts = (0, 0, 0) if len(layer.qkv) == 3 else (0, sizes[0], sizes[0] + sizes[1])
-        rows = [torch.arange(start, start + size).view(G, -1) for start, size in zip(starts, sizes, strict=True)]
+        rows = [
+            torch.arange(start, start + size, device="cpu").view(G, -1)
+            for start, size in zip(starts, sizes, strict=True)
+        ]
     matrices = layer.qkv if len(layer.qkv) == 3 else layer.qkv * 3
     read = [MatrixSlice(matrix, 0, index) for matrix, index in zip(matrices, rows, strict=True)]
-    return [*read, MatrixSlice(layer.out, 1, torch.arange(G * R * E).view(G, -1))]
+    return [*read, MatrixSlice(layer.out, 1, torch.arange(G * R * E, device="cpu").view(G, -1))]
 
 
 def slices_of_mixer(layer: Layer) -> list[MatrixSlice]:
@@ -109,37 +118,68 @@ def rows_of_mixer(layer: Layer) -> list[RowSlice]:
     for name, blocks in () if mixer is None else mixer.rows_beside:
         part: Any = getattr(layer.attn, name)
         if isinstance(part, nn.Module):
-            names = tuple(key for key, parameter in part.named_parameters(recurse=False) if parameter is not None)
-            slices.append(RowSlice(part, names, _rows(layer, blocks)))
+            slices.append(RowSlice(part, _vectors_of(part), _rows(layer, blocks)))
         else:
             slices.append(RowSlice(layer.attn, (name,), _rows(layer, blocks)))
     return slices
 
 
+def _vectors_of(part: nn.Module) -> tuple[str, ...]:
+    return tuple(key for key, parameter in part.named_parameters(recurse=False) if parameter is not None)
+
+
+def slices_of_states(layer: Layer) -> list[MatrixSlice]:
+    """Return the matrices of the mixer in the attention's place by channel of its state: the rows of B and C."""
+    mixer = layer.mixer_alone
+    if mixer is None:
+        return []
+    return [MatrixSlice(getattr(layer.attn, name), 0, _rows_of_keys(layer, blocks)) for name, blocks in mixer.rows]
+
+
+def rows_of_states(layer: Layer) -> list[RowSlice]:
+    """Return by channel of its state what the mixer in the attention's place has beside its matrices."""
+    mixer = layer.mixer_alone
+    if mixer is None:
+        return []
+    beside = [(getattr(layer.attn, name), blocks) for name, blocks in mixer.rows_beside if "k" in blocks]
+    return [RowSlice(part, _vectors_of(part), _rows_of_keys(layer, blocks)) for part, blocks in beside]
+
+
 def _rows(layer: Layer, blocks: Sequence[str]) -> Tensor:
     """Return the rows of each head of a mixer, (heads, width), for blocks as `Mixer.rows` has them."""
+    return torch.cat(_blocks_by_head(layer, blocks), 1)
+
+
+def _rows_of_keys(layer: Layer, blocks: Sequence[str]) -> Tensor:
+    """Return the rows of each channel of a mixer's keys, (channels, heads x blocks of keys)."""
+    rows = zip(blocks, _blocks_by_head(layer, blocks), strict=True)
+    return torch.cat([of_block.T for letters, of_block in rows if letters == "k"], 1)
+
+
+def _blocks_by_head(layer: Layer, blocks: Sequence[str]) -> list[Tensor]:
+    """Return the rows of each head of a mixer in each block, (heads, width)."""
     if layer.mixer_alone is None:
         raise ValueError("the layer has no mixer in the place of its attention")
     value_heads, key, value = (int(getattr(layer.attn, name)) for name in layer.mixer_alone.state)
-    heads = layer.mixer_heads
+    heads = int(getattr(layer.attn, layer.mixer_alone.heads[0]))
     width = {"k": key, "v": value_heads // heads * value, "h": value_heads // heads}
     rows, start = list[Tensor](), 0
     for letters in blocks:
         across = sum(width[letter] for letter in letters)
-        rows.append(start + torch.arange(heads * across).view(heads, across))
+        rows.append(start + torch.arange(heads * across, device="cpu").view(heads, across))
         start += heads * across
-    return torch.cat(rows, 1)
+    return rows
 
 
 def slices_of_mlp(layer: Layer) -> list[MatrixSlice]:
     """Return gate, up and down by channel, or up and down where there is no gate."""
     I = layer.down.in_features
     read = [
-        MatrixSlice(matrix, 0, torch.arange(start, start + I).view(I, 1))
+        MatrixSlice(matrix, 0, torch.arange(start, start + I, device="cpu").view(I, 1))
         for matrix in layer.up
         for start in range(0, matrix.out_features, I)
     ]
-    return [*read, MatrixSlice(layer.down, 1, torch.arange(I).view(I, 1))]
+    return [*read, MatrixSlice(layer.down, 1, torch.arange(I, device="cpu").view(I, 1))]
 
 
 @dataclass
@@ -148,10 +188,11 @@ class Structure:
 
     number  of the layer
     kind    kv_heads: a unit is a key/value head with its query heads; mixer_heads: one of the mixer in the attention's
-            place, a key head with its value heads; channels: a unit is a channel of the MLP
+            place, a key head with its value heads; channels: a unit is a channel of the MLP; state_channels: one of the
+            mixer's state, in all groups
     size    units at first
     cost    parameters of one unit
-    width   channels of one unit: E, those of the values of a mixer's head, or 1
+    width   channels of one unit: E, those of the values of a mixer's head, 1, or rows of a channel of a state
 
     `units_left` has the units that have not been removed, by the numbers they had at first.
     """
@@ -164,8 +205,8 @@ class Structure:
         self.size = len(self.parts[-1].index)
         self.units_left = list(range(self.size))
         self.cost = sum(part.parameters for part in self.parts)
-        if self.kind == "mixer_heads":
-            self.cost += sum(part.parameters for part in rows_of_mixer(self.layer))
+        beside = ROWS_BESIDE[self.kind](self.layer) if self.kind in ROWS_BESIDE else []
+        self.cost += sum(part.parameters for part in beside)
         self.width = self.layer.head_width if self.kind == "kv_heads" else self.parts[-1].index.shape[1]
 
     @property
@@ -185,7 +226,12 @@ class Structure:
 
     @property
     def writer(self) -> nn.Linear:
-        """Return the matrix whose columns the units are: the attention's output matrix, or down."""
+        """Return the matrix whose columns the units are: the attention's output matrix, or down.
+
+        Raises ValueError for channels of a state, which are rows alone.
+        """
+        if self.kind == "state_channels":
+            raise ValueError("channels of a state are columns of no matrix")
         return self.layer.out if self.is_of_heads else self.layer.down
 
     def remove(self, score: Tensor, count: int) -> None:
@@ -201,7 +247,13 @@ class Structure:
         self.layer.settle()
 
 
-SLICES = {"kv_heads": slices_of_attention, "mixer_heads": slices_of_mixer, "channels": slices_of_mlp}
+SLICES = {
+    "kv_heads": slices_of_attention,
+    "mixer_heads": slices_of_mixer,
+    "channels": slices_of_mlp,
+    "state_channels": slices_of_states,
+}
+ROWS_BESIDE = {"mixer_heads": rows_of_mixer, "state_channels": rows_of_states}
 
 
 def find_lowest(score: Tensor, count: int) -> list[int]:
@@ -217,7 +269,10 @@ def structures_of(model: Decoder, *kinds: str) -> list[Structure]:
     kinds = kinds or HEADS_AND_CHANNELS
     for kind in kinds:
         model.refuse(AXIS[kind])
-    has = [(layer.kind_of_heads, "channels" if layer.has_mlp else "") for layer in model.layers]
+    has = [
+        (layer.kind_of_heads, "channels" if layer.has_mlp else "", "state_channels" if layer.state_channels else "")
+        for layer in model.layers
+    ]
     return [
         Structure(number, kind, layer)
         for number, layer in enumerate(model.layers)
@@ -240,9 +295,10 @@ def cuts_of(model: Decoder, structures: Iterable[Structure]) -> dict[str, list[A
 
 
 def kinds_of(model: Decoder) -> list[str]:
-    """Return the kinds of units that a model of this family may have: heads of mixers in few of them."""
+    """Return the kinds of units that a model of this family may have: heads and states of mixers in few of them."""
     mixer = model.family.mixer
-    return [kind for kind in AXIS if kind != "mixer_heads" or (mixer is not None and not mixer.whole)]
+    has = {"mixer_heads": mixer is not None and not mixer.whole, "state_channels": not model.family.never("states")}
+    return [kind for kind in AXIS if has.get(kind, True)]
 
 
 def count_units_left(model: Decoder) -> dict[str, list[int]]:
@@ -253,6 +309,7 @@ def count_units_left(model: Decoder) -> dict[str, list[int]]:
         "kv_heads": [0 if layer is None else layer.kv_heads for layer in each],
         "mixer_heads": [0 if layer is None else layer.mixer_heads for layer in each],
         "channels": [0 if layer is None or not layer.has_mlp else layer.down.in_features for layer in each],
+        "state_channels": [0 if layer is None else layer.state_channels for layer in each],
     }
     return {kind: counts[kind] for kind in kinds_of(model)}
 
@@ -366,8 +423,8 @@ def drop_lowest(model: Decoder, scores: Sequence[float], candidates: Iterable[in
 
 
 def keep(layer: Layer, kind: str, units: Sequence[int]) -> None:
-    """Keep these heads (kv_heads, mixer_heads) or channels of a layer and remove the others."""
-    {"kv_heads": keep_kv_groups, "mixer_heads": keep_mixer_heads, "channels": keep_channels}[kind](layer, units)
+    """Keep these heads (kv_heads, mixer_heads), channels or state_channels of a layer and remove the others."""
+    KEEP[kind](layer, units)
 
 
 def keep_kv_groups(layer: Layer, kept: Sequence[int]) -> None:
@@ -390,12 +447,44 @@ def keep_channels(layer: Layer, kept: Sequence[int]) -> None:
     _keep(slices_of_mlp(layer), kept)
 
 
+def keep_state_channels(layer: Layer, kept: Sequence[int]) -> None:
+    """Keep these channels of the state of the mixer in the attention's place, and remove the others."""
+    beside = rows_of_states(layer)
+    _keep(slices_of_states(layer), kept)
+    for part in beside:
+        part.keep(kept)
+    layer.set_state_channels(len(kept))
+
+
+KEEP = {
+    "kv_heads": keep_kv_groups,
+    "mixer_heads": keep_mixer_heads,
+    "channels": keep_channels,
+    "state_channels": keep_state_channels,
+}
+
+
 def _keep(parts: list[MatrixSlice], kept: Sequence[int]) -> None:
-    pieces: defaultdict[tuple[nn.Linear, int], list[Tensor]] = defaultdict(list)
+    """Keep these units in each matrix, and what belongs to none of them."""
+    lost: defaultdict[tuple[nn.Linear, int], list[Tensor]] = defaultdict(list)
     for part in parts:
-        pieces[part.matrix, part.axis].append(part.index[list(kept)].flatten())
-    for (matrix, axis), indices in pieces.items():
-        (keep_columns if axis else keep_rows)(matrix, torch.cat(indices).sort().values)
+        lost[part.matrix, part.axis].append(_rows_lost(part.index, kept))
+    for (matrix, axis), indices in lost.items():
+        stay = _rest(matrix.in_features if axis else matrix.out_features, indices)
+        (keep_columns if axis else keep_rows)(matrix, stay)
+
+
+def _rows_lost(index: Tensor, kept: Iterable[int]) -> Tensor:
+    """Return the rows or columns, (n,), of all units, (units, width), but those that are kept."""
+    return index[sorted({*range(len(index))} - {*kept})].flatten()
+
+
+def _rest(size: int, lost: Iterable[Tensor]) -> Tensor:
+    """Return the numbers below `size` that are not lost, rising."""
+    stay = torch.ones(size, dtype=torch.bool, device="cpu")
+    for numbers in lost:
+        stay[numbers] = False
+    return stay.nonzero()[:, 0]
 
 
 def keep_rows(matrix: nn.Linear, rows: Tensor) -> None:

@@ -60,7 +60,7 @@ from methods.model.calibration import Calibration, shared_statistics
 from methods.model.decoder import Decoder
 from methods.model.gradients import Sums, collect_gradients
 from methods.model.sizes import parameters
-from methods.model.structures import Structure, cuts_of, structures_of
+from methods.model.structures import HEADS_AND_CHANNELS, ROWS_BESIDE, Structure, cuts_of, structures_of
 from methods.width.widths import find_equal_widths
 
 FULL = 0.9  # share of the removable parameters from which on fewer layers are protected, unless the user names them
@@ -97,6 +97,7 @@ class LLMPruner(WidthPruner):
     tokens: Tokens = 64  # leading tokens of each that are used
     seed: int | None = None  # of importance=random; None: the seed of the run
     uniform: bool = False  # equal widths in all layers that stock transformers loads; no layer is protected
+    states: bool = False  # channels of the states of Mamba-2 mixers may go too, in the share of the MLP's channels
 
     looks_at = "gradients"
     cost = "4 forwards over 10 x 64 tokens per step"
@@ -122,6 +123,8 @@ class LLMPruner(WidthPruner):
             raise ValueError(
                 "uniform cuts every layer alike, so that r, ranking=global, keep_first and keep_last have no place"
             )
+        if self.uniform and self.states:
+            raise ValueError("uniform leaves states of mixers as they are, so that states=true has no place")
 
     @property
     def fixed(self) -> bool:
@@ -169,7 +172,7 @@ class LLMPruner(WidthPruner):
         for stay in range(len(usual), 0, -1):
             at_the_end = last * stay // len(usual)
             protected = [*range(stay - at_the_end), *range(L - at_the_end, L)]
-            if ratio * parameters(model) <= FULL * parameters_at_most(structures_without_protected(model, protected)):
+            if ratio * parameters(model) <= FULL * parameters_at_most(self.structures_without(model, protected)):
                 return protected
         return []
 
@@ -184,8 +187,21 @@ class LLMPruner(WidthPruner):
         return [*range(first), *range(count - last, count)]
 
     def structures(self, model: Decoder, ratio: float) -> list[Structure]:
-        """Return attention and MLP of each unprotected layer, where there is more than one unit."""
-        return structures_without_protected(model, self.layers_to_protect(model, ratio))
+        """Return attention and MLP of each unprotected layer, where there is more than one unit.
+
+        Raises Unsupported where channels of states are to go and there are none.
+        """
+        if self.states and model.family.never("states"):
+            raise Unsupported(
+                f"states=true removes channels of the states of Mamba-2 mixers, and no layer of this "
+                f"{model.whole_config.model_type} has any that can go"
+            )
+        return self.structures_without(model, self.layers_to_protect(model, ratio))
+
+    def structures_without(self, model: Decoder, protected: Collection[int]) -> list[Structure]:
+        """Return attention and MLP, and states if they may go, of each layer that is not protected."""
+        every = structures_of(model, *HEADS_AND_CHANNELS, *(["state_channels"] if self.states else []))
+        return [structure for structure in every if structure.number not in protected and structure.size > 1]
 
     def cut(self, model: Decoder, structures: list[Structure], ratio: float) -> WidthCut | EqualWidthCut:
         """Return the cut that meets the ratio. Raises OutOfReach where a single unit of each structure is too much."""
@@ -270,7 +286,7 @@ class LLMPruner(WidthPruner):
             s, across = self.salience(part.matrix.weight, g, a), 1 - part.axis
             s = s.sum(across).abs() if self.importance == "vector" else s.abs().sum(across)
             of_unit = s.double().cpu()[part.index]
-            is_mixer = structure.kind == "mixer_heads"  # whose matrices have different widths of a head
+            is_mixer = structure.kind in ROWS_BESIDE  # whose matrices have different widths of a unit
             scores.append(of_unit.sum(1, keepdim=True) if is_mixer else self.align_heads(of_unit, structure.width))
         if structure.kind == "kv_heads":  # in the order of the authors' groups, for "first" and "second"
             q, k, v, out = scores
@@ -306,12 +322,6 @@ def scores_in_first_round(
     """Return the importance in the first round of every unit of the structures (layer, kind), (units,) for each."""
     layers = model.layers
     return method.taylor(model, [Structure(number, kind, layers[number]) for number, kind in places], calibration, 1)
-
-
-def structures_without_protected(model: Decoder, protected: Collection[int]) -> list[Structure]:
-    """Return attention and MLP of each layer that is not protected, where there is more than one unit."""
-    every = structures_of(model)
-    return [structure for structure in every if structure.number not in protected and structure.size > 1]
 
 
 def parameters_at_most(structures: list[Structure]) -> int:

@@ -13,7 +13,7 @@ from tiny_methods import SPECS, calibration
 
 import methods
 from bench.runs.datasets import KeptStatistics
-from methods.errors import OutOfReach
+from methods.errors import OutOfReach, Unsupported
 from methods.model.calibration import Calibration, SweepLogs
 from methods.model.decoder import Decoder
 
@@ -47,7 +47,7 @@ def decided(name: str, parameters: dict[str, str], ratio: float, tokens: Calibra
     """What a method decides on a tiny model, or with which words it refuses."""
     try:
         return methods.make(name, parameters).prune(Decoder(tiny("llama", layers=4)), tokens, ratio)
-    except (OutOfReach, ValueError) as reason:  # as uniform=true without parts=mlp
+    except (OutOfReach, Unsupported, ValueError) as reason:  # as uniform=true without parts=mlp
         return str(reason)
 
 
