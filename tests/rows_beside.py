@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from bench.records.run_folder import Merged
 from bench.regression import contrasts
 
@@ -49,3 +52,25 @@ def words_beside(run: Merged, pair: tuple[int, int], name: str) -> str:
     if name == ANSWERS:
         return f"{estimate:+.3f} [{low:+.3f}, {high:+.3f}]"
     return f"{estimate:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def rows_by_seed(
+    run: Merged, place: tuple[str, float], labels: Sequence[str], name: str, seeds: Sequence[int]
+) -> list[str]:
+    """Return for each method its figures by some draws, each beside that of the first method, and their mean.
+
+    place  a model, and a ratio
+    name   a text, whose perplexities are divided; or ANSWERS, whose bits per byte are subtracted
+    """
+    lines = []
+    for label in labels:
+        words, figures = [], []
+        for seed in seeds:
+            at = places(run, *place, seed)
+            figures.append(figure(run, at[label], name))
+            words.append(words_of_figure(figures[-1], name))
+            if label != labels[0]:
+                words[-1] += f", {words_beside(run, (at[labels[0]], at[label]), name)}"
+        mean = sum(figures) / len(seeds) if name == ANSWERS else math.exp(sum(map(math.log, figures)) / len(seeds))
+        lines.append(f"| `{label}` | {' | '.join(words)} | {words_of_figure(mean, name)} |")
+    return lines

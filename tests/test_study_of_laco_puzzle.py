@@ -69,6 +69,43 @@ def test_the_tables_are_what_the_records_say(name):
     assert "\n".join(rows(name)) in text(PAGE)
 
 
+DRAWS = range(3)
+DRAWN = ("laco-ls", "llm-streamline", "flap", "2ssp+refit")  # that were measured by three draws
+
+
+@cache
+def draws() -> run_folder.Merged:
+    return run_folder.load_runs([ROOT / f"docs/results/{name}" for name in ("grid", "grid-draws")])
+
+
+def rows_of_draws(name: str) -> list[str]:
+    """Return the lines of a table of draws of SmolLM2 at 0.2: ours, and how each other method differs from it."""
+    lines = ["| method | seed 0 | seed 1 | seed 2 | mean |", "| --- | --- | --- | --- | --- |"]
+    return lines + rows_beside.rows_by_seed(draws(), ("smollm2-135m", 0.2), (OURS, *DRAWN), name, DRAWS)
+
+
+@pytest.mark.parametrize("name", ["wiki", ANSWERS])
+def test_the_tables_of_draws_are_what_the_records_say(name):
+    assert "\n".join(rows_of_draws(name)) in text(PAGE)
+
+
+def test_what_is_said_of_draws():
+    page, bits = prose(), []
+    below = dict[str, list[tuple[float, float, float]]]()
+    for seed in DRAWS:
+        at = places(draws(), "smollm2-135m", 0.2, seed)
+        bits.append(rows_beside.figure(draws(), at[OURS], ANSWERS))
+        for label in DRAWN:
+            assert rows_beside.beside(draws(), (at[OURS], at[label]), ANSWERS)[1] > 0
+            below.setdefault(label, []).append(rows_beside.beside(draws(), (at[OURS], at[label]), "wiki"))
+    assert [label for label, pairs in below.items() if all(high < 1 for *_, high in pairs)] == ["llm-streamline"]
+    ends = [f"{end(estimate for estimate, *_ in below['llm-streamline']):.2f}" for end in (min, max)]
+    assert f"by each, with {ends[0]} to {ends[1]} times its own." in page
+    assert f"`laco-puzzle` has {min(bits):.3f} to {max(bits):.3f} bits." in page
+    assert "at 0.2, `laco-ls` and three others are shown behind it each time." in page
+    assert "Four are behind it by each of three draws." in text("README.md")
+
+
 def beside(label: str, name: str, *of: tuple[str, float]) -> list[tuple[float, float, float]]:
     """Return how a method differs from ours at some models and ratios, with 95 % intervals."""
     pairs = [(places(run(), *place)[OURS], places(run(), *place)[label]) for place in of]
