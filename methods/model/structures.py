@@ -1,4 +1,4 @@
-"""Cuts a model: layers, sublayers, key/value heads with their query heads, channels, experts, heads and states of mixers.
+"""Cuts a model: layers, sublayers, key/value heads with their query heads, channels, experts, heads, states of mixers.
 
 Rows of the matrices that read the residual belong together with columns of the one that writes it. A unit is removed
 from all of them at once, with the biases of removed rows. So its removal equals zeroing its columns of the output
