@@ -379,7 +379,8 @@ def stock_config_of(model: Decoder, G: int, I: int | None) -> PreTrainedConfig:
         sizes["num_key_value_heads"] = G
     if hasattr(config, "head_dim") or G * layers[0].group != config.num_attention_heads:
         sizes["head_dim"] = layers[0].head_width
-    mixers, channels = ({getattr(layer, name) for layer in layers} - {0} for name in OF_MIXERS)
+    mixers = {layer.mixer_heads for layer in layers} - {0}
+    channels = {layer.state_channels for layer in layers} - {0}
     if model.family.mixer is not None and len(mixers) == 1:
         (heads,), names = mixers, model.family.mixer.counts
         sizes |= {names[0]: heads, names[1]: heads * getattr(config, names[1]) // getattr(config, names[0])}

@@ -72,8 +72,8 @@ class LLMStreamline(Pruner):
     tiny = "passes=2"
 
     def forwards(self, layers: int, removed: float, tokens: int) -> float:
-        """Return three forwards, and those of training one layer."""
-        return 3 + 5 * self.passes / layers
+        """Return two forwards, and for each pass a forward and a backward pass of one layer."""
+        return 2 + 3 * self.passes / layers
 
     def plan(self, model: Decoder, ratio: float) -> dict[str, Any]:
         """Return the number of layers to remove, where one stays in their place."""
