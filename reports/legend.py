@@ -124,7 +124,7 @@ SEEDS_DISAGREE = Flag(
 )
 CLIFF = Flag(
     "cliff",
-    "The perplexity grows at least tenfold in one step of the ratio.",
+    "The perplexity grows at least tenfold in one step of the ratio, of which the first is named.",
     "{quantity} from {lower} to {higher}: {ends}",
 )
 ORDERS_DISAGREE = Flag(

@@ -20,6 +20,7 @@ from methods.counted import QUANTITIES
 from reports.groups import names_of_seeds, recipe_of_cell, seeds_of, words_of_recipe_differences
 
 KINDS = ("perplexity", "kl", "checks", "tasks", "speed")  # kinds of columns that a table may have
+LENGTH_OF_COMMIT = 12  # enough of a hash to find it
 CALIBRATION = ("calibration", "calibration_sequences", "calibration_length")  # fields of the protocol
 BOS = {"every window": "each begins with BOS", "none": "no BOS"}
 RECIPES = {
@@ -273,4 +274,6 @@ def describe_environment(records: Sequence[Record]) -> Iterator[str]:
 def _fact(name: str, value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name == "commit":
+        return str(value)[:LENGTH_OF_COMMIT]
     return format_bytes(float(str(value))) if name.endswith("_bytes") else str(value)

@@ -264,12 +264,17 @@ def _twice(count: int) -> list[str]:
 
 
 def _sentences_on_setups(cells: Sequence[tuple[Path, Mapping[str, Any]]]) -> Iterator[str]:
-    """Yield a sentence on each setup but the first: why it stands in tables of its own."""
+    """Yield a sentence on each setup but the first: why it stands in tables of its own.
+
+    None of another model in the same run, whose tables have its name.
+    """
     for run, conditions in cells[1:]:
         first, second = flatten(cells[0][1]), flatten(conditions)
         fields = names_of_differences([first, second])
         if "model" in fields:  # from which its tokens and weights follow
             fields = [name for name in fields if name.partition(".")[0] != "inputs"]
+        if fields == ["model"] and run == cells[0][0]:
+            continue
         words = [
             f"{name} is {shorten_value(second.get(name))}, not {shorten_value(first.get(name))}"
             for name in fields[:MOST]

@@ -13,6 +13,7 @@ from itertools import chain, combinations
 from typing import Any
 
 from bench.plan.cell import words_of_ratio
+from bench.plan.command import command_of_cell
 from bench.records.frame import (
     columns_of_quantity,
     columns_with_values,
@@ -158,6 +159,7 @@ def _row(group: TableGroup, place: int, names: Sequence[str], beside: AnswersBes
     answers = beside.describe_row(group, place)
     is_measured = record.status == "ok"
     removals = removals_of(record).items() if is_measured else ()
+    seeds = sorted({each.cell.seed for each in group.drawn[place]})
     return {
         "label": to_printable(group.label(place)),
         "method": record.cell.method,
@@ -165,6 +167,7 @@ def _row(group: TableGroup, place: int, names: Sequence[str], beside: AnswersBes
         "little": group.removes_too_little(place),
         "missed": "missed_ratio" in str(row["flags"]),
         "removed": "; ".join(f"{name}: {words}" for name, words in removals),
+        "command": to_printable(command_of_cell(record.cell, seeds) or ""),
         "values": {name: _value(row, name, drawn=group.is_drawn(place)) for name in columns_with_values([row], names)}
         if is_measured
         else {},

@@ -72,10 +72,16 @@ def _disagreement(tested: GroupTests, column: str, where: str) -> Iterator[Flagg
 
 
 def flags_of_steps(groups: Sequence[TableGroup]) -> Iterator[FlaggedCell]:
-    """Yield the steps of the perplexities of a setup between neighbouring ratios that multiply them by CLIFF."""
+    """Yield for each method the first step between neighbouring ratios that multiplies a perplexity by CLIFF.
+
+    The first text in which there is one counts; what is destroyed is so by every text and at each further step.
+    """
     records = [record for group in groups for record in group.records]
+    first: dict[str, FlaggedCell] = {}
     for text in texts_of_records(records):
-        yield from _cliffs(groups, f"perplexity_{text}")
+        for cliff in _cliffs(groups, f"perplexity_{text}"):
+            first.setdefault(cliff.name, cliff)
+    yield from first.values()
 
 
 def _cliffs(groups: Sequence[TableGroup], column: str) -> Iterator[FlaggedCell]:

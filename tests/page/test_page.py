@@ -17,6 +17,7 @@ from made_skills import answered
 from pages import ROOT
 
 from bench.cli.main import main
+from bench.plan.command import command_of_cell
 from bench.records.record import record_from_plain
 from bench.records.run_folder import load_runs
 from bench.records.samples import Samples
@@ -262,6 +263,8 @@ def test_two_methods_a_card_the_matrix_and_a_hostile_name(address, chromium):
         assert view.locator("main script").count() == 0
         view.locator("#method").select_option("laco")
         assert view.locator("#card-text a").first.get_attribute("href") == "https://arxiv.org/abs/2402.11187"
+        command = view.locator("#card-text dt", has_text="Command (0.3)").locator("xpath=following-sibling::dd[1]")
+        assert command.locator("code").inner_text() == command_of_cell(LACO.cell)
         assert view.complaints == []
 
 

@@ -348,6 +348,14 @@ def test_a_cliff_is_a_step_of_ten_and_no_less():
     )
 
 
+def test_of_several_cliffs_of_a_method_the_first_is_named():
+    steep = [DENSE, at(0.1, "steep", 2_100.0), at(0.2, "steep", 30_000.0), at(0.2, "late", 2_100.0)]
+    cells = cells_of_flag(legend.CLIFF, steep)
+    assert "steep [ppl wiki from dense to 0.1: 20.8 to 2,100]" in cells
+    assert "30,000" not in cells
+    assert "late [" in cells
+
+
 def test_a_cliff_is_between_ratios_of_one_thing():
     decoder = changed(at(0.1, "steep", 2_500.0), "cell", "ratio_of", to="decoder")
     cells = cells_of_flag(legend.CLIFF, [DENSE, at(0.3, "steep", 200.0), decoder])

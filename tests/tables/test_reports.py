@@ -454,6 +454,7 @@ def test_markdown_environment():
     assert "- torch: 2.13.0, 2.14.0\n" in text
     assert "- memory: 8.00 GiB\n" in text
     assert "- dirty: no\n" in text
+    assert "- commit: 0123456789ab\n" in text
 
 
 def test_csv_is_one_line_per_cell_in_full_precision():

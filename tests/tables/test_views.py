@@ -952,6 +952,14 @@ def test_of_another_model_its_tokens_and_weights_are_not_named(tmp_path, capsys)
     assert re.search(r"tables of their own: model is \S+, not \S+\.\n$", err), err
 
 
+def test_two_models_of_one_run_need_no_remark(tmp_path, capsys):
+    inputs = plain_inputs(tokenizer_sha256="1" * 64)
+    other = [with_cell(record, model="other-model", inputs=inputs) for record in (DENSE, SLICEGPT)]
+    out, err = reported(capsys, run_folder(tmp_path / "run", [DENSE, LACO, *other]))
+    assert err == ""
+    assert out.count("ratio 0.3:") == 2
+
+
 def test_a_text_more_is_named_once(tmp_path, capsys):
     other = [changed(record, "cell", "protocol", "texts", to=["wiki", "c4"]) for record in (DENSE, SLICEGPT)]
     other = [with_cell(record, inputs=plain_inputs(texts={"wiki": "0" * 64, "c4": "1" * 64})) for record in other]

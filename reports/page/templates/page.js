@@ -321,6 +321,8 @@ function drawCard() {
   const own = setup().amounts.flatMap((each) => each.rows.filter((row) => row.label === label).map((row) => [each, row]));
   const names = own[0][1].method.split("+"), card = data.methods[names[0]];
   const facts = card ? [["What it does", card.summary], ["Paper", card.source], ["Equation", card.equation, "code"], ["Reproduced", card.reproduced || "Not compared with its authors' code."], ["Looks at", card.needs], ["Costs", card.cost || "nothing is read"], ["Parameters", card.parameters, "code"], ["Family", card.family]] : [];
+  const [here, now] = own.find(([each]) => each === amount()) || own[0];
+  facts.push([`Command (${here.name})`, now.command || "", "code"]);
   for (const name of names.slice(1)) if (data.methods[name]) facts.push([`+${name}`, `${data.methods[name].summary} ${data.methods[name].source}`]);
   byId("card-text").replaceChildren(make("dl", {}, ...facts.filter((fact) => fact[1]).flatMap(([name, words, tag]) => [make("dt", {}, name), make("dd", {}, tag ? make(tag, {}, words) : linked(words))])));
   const columns = columnsOfTable();
