@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from byte_tokens import byte_tokenizer
+from pages import tables
 from pages import text as read_page
 
-from bench.data import assets, texts
+from bench.data import assets, pretrained, texts
 from bench.data import texts as hub_texts
 from methods.errors import UserError
 
@@ -119,6 +120,17 @@ def test_what_is_said_of_the_pages_of_c4():
     assert "of 113 web pages. Seven of them are menus and lists, one in Chinese" in guide
     assert f"with {100 * words[0] / words[1]:.0f} % of the words" in guide
     assert "113 web pages, seven of them menus and lists" in assets.TEXTS["c4"].description
+
+
+@pytest.mark.default_model
+def test_what_is_said_of_the_tokens_for_calibration():
+    tokenizer = pretrained.load_tokenizer("smollm2-135m")
+    (table,) = (each for each in tables(read_page("docs/reference/inputs.md")) if "multilingual" in each[0])
+    counts = dict(zip(*table, strict=True))
+    assert counts.keys() == assets.TEXTS.keys()
+    for text, count in counts.items():
+        documents = texts._with_separators(texts.split_halves(text)[0])
+        assert count == f"{len(texts._tokenise(tokenizer, documents, None)[0]):,}"
 
 
 @pytest.mark.default_model
