@@ -41,7 +41,7 @@ FOLDER = Path(__file__).parent / "golden"
 DATA = Path(__file__).parents[1] / "methods" / "authors_code.json"
 LIMIT = 1e-5  # no difference is larger, but where a test of an older method says so
 ROUNDING = 10  # another processor rounds otherwise: by so much may a difference be above or below the one that is shown
-DRAWN = "mha10"  # the model of 10 layers whose weights no file holds
+DRAWN = {"mha10": 7, "tiny_mha": 11, "tiny_gqa_tied": 12}  # {model whose weights no file holds: seed}
 UPDATE = "PRUNEBENCH_UPDATE_GOLDEN" in os.environ
 
 Number = Tensor | Sequence[Any] | float
@@ -65,25 +65,26 @@ def every_run(method: str) -> pytest.MarkDecorator:
 
 @cache
 def loaded(name: str) -> Any:
-    if name != DRAWN:
-        return AutoModelForCausalLM.from_pretrained(FOLDER / name, dtype=torch.float32).eval()
-    config = AutoConfig.from_pretrained(FOLDER / "authors" / name)
+    """Return a model that the authors' code was run on; those of DRAWN have no file of weights, and are drawn again."""
+    folder = FOLDER / "authors" / name if name == "mha10" else FOLDER / name
+    config = AutoConfig.from_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    model.load_state_dict(draw_weights(config))
+    model.load_state_dict(draw_weights(config, name))
     return model
 
 
-def draw_weights(config: Any) -> dict[str, Tensor]:
-    """Return the weights of the model DRAWN, which the authors' code was run on: 4.7 MB, drawn again by seed 7.
+def draw_weights(config: Any, model: str) -> dict[str, Tensor]:
+    """Return the weights of a model of DRAWN: 7 MB in all, to the last bit as a seed drew them then.
 
     The layers that PyTorch draws first take their numbers from the stream, as they did then.
     """
-    torch.manual_seed(7)
+    torch.manual_seed(DRAWN[model])
     d, ff, vocabulary, std = (
         getattr(config, name) for name in ("hidden_size", "intermediate_size", "vocab_size", "initializer_range")
     )
+    kv = config.num_key_value_heads * d // config.num_attention_heads
     layers = [f"model.layers.{layer}." for layer in range(config.num_hidden_layers)]
-    shapes = {f"self_attn.{name}_proj": (d, d) for name in "qkvo"}  # (outputs, inputs)
+    shapes = {f"self_attn.{name}_proj": (kv if name in "kv" else d, d) for name in "qkvo"}  # (outputs, inputs)
     shapes |= {"mlp.gate_proj": (ff, d), "mlp.up_proj": (ff, d), "mlp.down_proj": (d, ff)}
     nn.Embedding(vocabulary, d)
     for outputs, inputs in [*shapes.values()] * len(layers):
@@ -95,7 +96,16 @@ def draw_weights(config: Any) -> dict[str, Tensor]:
     nn.Linear(d, vocabulary, bias=False)
     weights["lm_head.weight"] = torch.empty(vocabulary, d).normal_(0, std)
     norms = [f"{layer}{name}_layernorm.weight" for layer in layers for name in ("input", "post_attention")]
-    return weights | {name: 1 + 0.2 * torch.randn(d) for name in [*norms, "model.norm.weight"]}
+    norms.append("model.norm.weight")
+    if model == "mha10":
+        return weights | {norm: 1 + 0.2 * torch.randn(d) for norm in norms}
+    # its embeddings are a product of two draws, which is rounded otherwise on another processor
+    torch.randn(d, d), torch.randn(vocabulary, d)
+    embeddings = load_file(FOLDER / "slicegpt_llmpruner.safetensors")[f"{model}.embed_tokens"]
+    weights["model.embed_tokens.weight"] = embeddings
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = embeddings
+    return weights | {norm: 0.5 + torch.rand(d) for norm in norms}
 
 
 class Run:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
-from authors_code import as_shown, difference
+from authors_code import as_shown, difference, loaded
 from conftest import TINY, VOCABULARY, tiny
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy
@@ -91,7 +92,7 @@ SMOLLM2 = {
 def repeated(key: str, tensors: dict[str, torch.Tensor], **options: object) -> tuple[Decoder, dict]:
     run = RUNS[key]
     name = key.removeprefix("lp_").removesuffix(f"_{run['taylor']}")
-    model = Decoder(AutoModelForCausalLM.from_pretrained(GOLDEN / name, dtype=torch.float32))
+    model = Decoder(copy.deepcopy(loaded(name)))
     first, end = run["layers_pruned"]
     settings = {"keep_first": first, "keep_last": len(model.layers) - end, "sequences": 16, "gqa": "released"} | options
     pruner = LLMPruner(r=run["ratio"], importance=OURS[run["taylor"]], aggregation=run["grouping"], **settings)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from authors_code import as_shown, difference
+from authors_code import as_shown, difference, loaded
 from conftest import LAYERS, TINY, VOCABULARY, tiny
 from safetensors.torch import load_file
 from tiny_methods import overflowing
@@ -39,7 +40,7 @@ def tokens(seed: int = 0, rows: int = 12) -> Calibration:
 
 def golden_model(key: str) -> Decoder:
     name = "tiny_gqa_tied" if "tiny_gqa_tied" in key else "tiny_mha"
-    return Decoder(AutoModelForCausalLM.from_pretrained(FOLDER / name, dtype=torch.float32).eval())
+    return Decoder(copy.deepcopy(loaded(name)))
 
 
 @pytest.mark.parametrize("key", GOLDEN)
