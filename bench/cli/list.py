@@ -128,7 +128,7 @@ def _texts(verbose: bool) -> list[str]:
     lines = [_offer(name, offer) for name, offer in assets.TEXTS.items()]
     return [
         *lines,
-        "A UTF-8 file and hub:DATASET[:CONFIG[:SPLIT]] work too.",
+        "A UTF-8 file and hub:DATASET[:CONFIG[:SPLIT]] work too. Tokens are counted by smollm2-135m's tokenizer.",
         "For --calibration alone: task:NAME, the questions of a task that are not scored; self and self:NAME, what the "
         "dense model writes, behind such questions; mixtures by shares, as c4:0.5,wiki:0.3,code:0.2.",
     ]
@@ -152,13 +152,15 @@ def _series_of_name(name: str) -> str:
 def _tasks(verbose: bool) -> list[str]:
     from bench.data import programs, skills
     from bench.data import task_sources as tasks
+    from bench.data.task_descriptions import describe_task
 
     source_by_task = dict[str, str]()
     for name in (*tasks.OFFLINE, *tasks.HUB):
         groups = [group for group, members in tasks.GROUPS.items() if name in members]
         source = [] if name in tasks.OFFLINE else [f"from the hub, or --task-data {name}=PATH"]
         if verbose or not ({"mmlu", "cmmlu"} & set(groups) or name in (*skills.SOURCES, *programs.SOURCES)):
-            source_by_task[name] = "; ".join(filter(None, [", ".join(groups), *source]))
+            places = "; ".join(filter(None, [", ".join(groups), *source]))
+            source_by_task[name] = describe_task(name) + f" ({places})" * bool(places)
     if not verbose:
         source_by_task["mmlu"] = f"{len(tasks.GROUPS['mmlu'])} subjects, by name with --verbose; laco"
         source_by_task["cmmlu"] = f"{len(tasks.GROUPS['cmmlu'])} subjects, from the hub; laco"

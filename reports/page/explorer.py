@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any
 
+from bench.data.task_descriptions import describe_tasks
 from bench.plan.cell import words_of_ratio
 from bench.plan.command import command_of_cell
 from bench.records.frame import (
@@ -141,7 +142,8 @@ def _amount(
     ties = {name: Ties(tests, name) for name in columns_with_values(group.rows, names)}
     tested = {name: tie for name, tie in ties.items() if quantity_of_column(name).better and tie.is_tested}
     flags = [*legend.flags_of_records(group.records_with_notes(), beside=group.beside), *flags_of_order(tests)]
-    reading = legend.describe_columns(list(chain(*group.drawn)), list(chain(*group.each)))
+    drawn = list(chain(*group.drawn))
+    tasks = chain.from_iterable(record.cell.protocol.tasks for record in drawn)
     return {
         "name": words_of_ratio(group.ratio, group.ratio_of) or "fixed by parameters",
         "title": protocol.words_of_ratio(group.records),
@@ -150,7 +152,7 @@ def _amount(
         "verdicts": {name: _verdicts(tie) for name, tie in tested.items()},
         "sides": _changed_sides(group, samples, records),
         "notes": legend.describe_flags(flags),
-        "reading": reading,
+        "reading": [*legend.describe_columns(drawn, list(chain(*group.each))), *describe_tasks(tasks)],
     }
 
 

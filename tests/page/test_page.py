@@ -17,6 +17,7 @@ from made_skills import answered
 from pages import ROOT
 
 from bench.cli.main import main
+from bench.data.task_descriptions import describe_tasks
 from bench.plan.command import command_of_cell
 from bench.records.record import record_from_plain
 from bench.records.run_folder import load_runs
@@ -133,6 +134,7 @@ def test_every_row_has_its_figures_as_tables_print_them(data):
     assert rows["flap"]["values"] == {}
     assert {row["failure"] for row in rows.values()} >= {"", "error", "out of memory", "unsupported"}
     assert rows["laco"]["removed"]
+    assert set(describe_tasks(ALL[0].cell.protocol.tasks)) <= set(setup["amounts"][1]["reading"])
     names = {column["name"]: column for column in data["columns"]}
     assert (names["average"]["better"], names["perplexity_wiki"]["log"]) == ("higher", True)
     assert {name for row in rows.values() for name in row["values"]} <= set(names)
