@@ -76,4 +76,4 @@ def describe_task(task: str) -> str:
 def describe_tasks(tasks: Iterable[str]) -> list[str]:
     """Return a line for each of the tasks that has a description; the forms of a task have one together."""
     names = dict.fromkeys(FORM.sub("", task) for task in tasks)
-    return [f"{name}: {words}." for name in names if (words := describe_task(name))]
+    return [f"{name}: {describe_task(name)}." for name in names if describe_task(name)]

@@ -241,6 +241,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "settings-range": partial(
         of_report, "laco-range", name="ablation-laco-perplexity-wiki",
         message="LaCo loses less where it spares the rear layers"),
+    "skills": partial(
+        of_report, "skills", name="skills-0.2-of-the-decoder",
+        message="Code goes first, and with whole layers goes what is read from the prompt"),
     "speed": speed,
     "tasks": tasks,
     "../images/served": served_models,

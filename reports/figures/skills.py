@@ -105,7 +105,7 @@ def _draw_panel(axis: Axes, losses: SkillLosses) -> None:
     axis.imshow(values, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", alpha=opacity)
     for y, x in product(range(len(values)), range(len(losses.columns))):
         value, is_pale = values[y][x], opacity[y][x] < 1
-        text = "guess" if losses.is_guessed(losses.columns[x]) else "" if math.isnan(value) else f"{100 * value:.0f}"
+        text = "guess" if losses.is_guessed(losses.columns[x]) else "" if math.isnan(value) else str(round(100 * value))
         colour = GREY if text == "guess" else "white" if abs(value) > 0.7 and not is_pale else "black"
         axis.text(x, y, text, ha="center", va="center", fontsize=6.5, color=colour, in_layout=False)
     tilted: dict[str, Any] = {"rotation": 55, "ha": "right", "rotation_mode": "anchor"}
