@@ -74,8 +74,6 @@ def test_the_answer_is_what_the_tables_say(bits):
     assert f"Four that cut heads, channels or attentions add {ends(PARTS)}." in page
     words = "**Pruning breaks code first**, and removing layers what is read from a prompt, in one run"
     assert words in text("README.md")
-        "README.md"
-    )
     order = sorted(labels, key=lambda label: rows()[label]["perplexity_wiki"])
     first = [min(labels, key=bits[skill].get) for skill in bits]
     assert (order[2], len(first), first.count(order[2])) == ("puzzle+refit", 9, 6)
